@@ -1,4 +1,4 @@
-"""The few-shot classifier, whose latent variable are the weights of the classes of a task."""
+"""The few-shot classifier. Its latent variable is the set of weights of the classes of a task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Classifier p(y_i = c | x_i, w) = softmax_c(head(w, x_i)) with latent weights w [C, W], W for each of C classes.
+    """Classifier p(y_i = c | x_i, w) = softmax_c(head(w, x_i)) with latent weights w [C, W].
+
+    There are C classes with W weights each.
 
     Args:
         head: computes logits from weights and D features; W is D for the cosine head and D + 1 for the linear head.
@@ -53,11 +55,11 @@ class Model(pyro_metabayes.Model):
         return self.head.outputs_and_pullback(w, x)
 
     def outputs_at(self, w: Tensor) -> Outputs:
-        """Return the function x -> outputs(w, x) for fixed weights w; see `FixesWeights`."""
+        """Return the function x -> outputs(w, x) for fixed weights w. What depends only on w is computed once."""
         return self.head.outputs_at(w)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function from inputs to logits under several draws of w that share noise; see `DrawsOutputs`."""
+        """Return the function from inputs to logits under several draws of w, as `Head.outputs_of_draws`."""
         return self.head.outputs_of_draws(loc, noise, square)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
@@ -65,7 +67,9 @@ class Model(pyro_metabayes.Model):
         return self.head.initial_weights(num_classes, num_features)
 
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Convert the weights of a cosine classifier to weights of the head that predict the same classes.
+        """Convert the weights of a cosine classifier to weights of the head.
+
+        With the converted weights the model predicts the same classes as the cosine classifier.
 
         Args:
             weights: weights of C classes for D features [C, D].
@@ -101,7 +105,7 @@ class Model(pyro_metabayes.Model):
         return self.at_means(class_means(observed))
 
     def at_means(self, means: Tensor) -> Tensor:
-        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
+        """Return weights that predict the class with the nearest of the class means `means` [..., C, D]."""
         return self.head.prototypes(means)
 
     @property

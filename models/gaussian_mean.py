@@ -14,7 +14,9 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):
-    """Gaussian with unknown mean: w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions, w [Y, 1].
+    """Gaussian with unknown mean: w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions.
+
+    The latent w [Y, 1] holds one mean per dimension.
 
     The posterior given n labels with the mean ybar is
 
@@ -39,8 +41,8 @@ class Model(LinearRegression):
         super().__init__(prior, num_targets, num_features, noise, observe)
         if num_features != 1:
             raise UsageError(
-                f"expected data.num_features=1 for model=gaussian_mean, the mean of a Gaussian, got {num_features}; "
-                "set data=linear_regression with its own model"
+                f"expected data.num_features=1 for model=gaussian_mean, got {num_features}; set data.num_features=1, "
+                "or data=linear_regression model=linear_regression"
             )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -52,9 +54,10 @@ class Model(LinearRegression):
         return torch.ones_like(x), y
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of T tasks, or p(w | support, query) for `episodes.pooled()`.
+        """Compute the posterior p(w | support) of T tasks.
 
-        It is a diagonal Gaussian: batch [T], event [Y, 1] for labels of Y values.
+        Tasks from `episodes.pooled()` have all labelled points as support set, so they give p(w | support, query). The
+        posterior is a diagonal Gaussian: batch [T], event [Y, 1] for labels of Y values.
         """
         prior = self._unconditional(observed)
         before = precision_of(prior).squeeze(-1)  # [T, Y, 1]
@@ -68,8 +71,8 @@ class Model(LinearRegression):
         """Compute log p(y_query | support) of T tasks [T] in nats.
 
         In each dimension this is a Gaussian density with covariance v 1 1^T + noise^2 I, where v is the variance of
-        p(w | support). r_i are the differences between the M query labels and the mean of p(w | support). The
-        determinant of the covariance is noise^(2 M) (1 + M v / noise^2). The quadratic form is
+        p(w | support). A task has M queries, and r_i is query label i minus the mean of p(w | support). The determinant
+        of the covariance is noise^(2 M) (1 + M v / noise^2). The quadratic form of the density is
         (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
         """
         given_support = self.exact_posterior(episodes.observed())

@@ -55,7 +55,7 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Effects that all groups share, of each of the non-group features on each of Y values of a label."""
+        """Effects beta [Y, D - R] that all groups share, of D - R features on each of Y values of a label."""
         return self.predictor.beta
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:

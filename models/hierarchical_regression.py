@@ -112,9 +112,10 @@ class Model(LinearRegression):
         return log_density + self._shape[0] * root.log().sum(-1)  # of y, not of r y
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs r z and labels r (y - beta v) of an equivalent regression that depends only on w.
+        """Return inputs r z and labels r (y - beta v) of an equivalent linear regression whose only weights are w.
 
-        r is the square root of the weight of a data point, 1 without weights.
+        The features of a point are x = (z, v), and beta v is the contribution of the shared effects. r is the square
+        root of the weight of the data point, or 1 if data points have no weights.
         """
         own, shared = self._parts(x)
         if not self.weighted:
@@ -123,7 +124,10 @@ class Model(LinearRegression):
         return root * own, root * (y - shared)
 
     def root_weight(self, x: Tensor) -> Tensor:
-        """Return r, the square root of the weight of each of N data points [..., N, 1]; 1 for masked points (r = 0)."""
+        """Return r, the square root of the weight of each of N data points [..., N, 1].
+
+        For masked points, whose feature r is 0, the result is 1, so that it can be a divisor.
+        """
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)
 

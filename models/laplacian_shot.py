@@ -52,9 +52,9 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         super().__init__(head, prior, observe)
         if smoothness <= 0 or min(num_neighbours, num_updates) < 1:
-            got = f"{smoothness}, {num_neighbours} and {num_updates}"
+            got = f"smoothness={smoothness}, num_neighbours={num_neighbours}, num_updates={num_updates}"
             raise UsageError(
-                f"expected model.smoothness > 0, num_neighbours >= 1 and num_updates >= 1, got {got} (in this order); "
+                f"expected model.smoothness > 0, num_neighbours >= 1 and num_updates >= 1, got {got}; "
                 "set model=few_shot_classifier for predictions without neighbours"
             )
         self.num_neighbours, self.num_updates = num_neighbours, num_updates

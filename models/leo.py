@@ -48,7 +48,7 @@ class Model(pyro_metabayes.Model):
         finetune_step_size: rho before training.
         inner_clip: bound on each entry of an inner gradient; 0 for none, as in the released code.
         dropout: dropout rate of input features in training; each inner step and the queries draw their own mask.
-        sample_at_test: whether predictions sample eps, and z from the guide.
+        sample_at_test: whether predictions draw eps, and z from the guide; if not, eps = 0 and z is the guide's mean.
         orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
         l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
 
@@ -84,12 +84,14 @@ class Model(pyro_metabayes.Model):
         if min(num_latents, copies, width) < 1 or min(num_hidden, num_steps, finetune_steps) < 0:
             raise UsageError(
                 "expected model.num_latents, copies, width >= 1 and num_hidden, num_steps, finetune_steps >= 0, got "
-                f"(in this order) {num_latents}, {copies}, {width}, {num_hidden}, {num_steps}, {finetune_steps}"
+                f"num_latents={num_latents}, copies={copies}, width={width}, num_hidden={num_hidden}, "
+                f"num_steps={num_steps}, finetune_steps={finetune_steps}"
             )
         if min(step_size, finetune_step_size, noise) <= 0 or min(inner_clip, orthogonality, l2) < 0:
             raise UsageError(
                 "expected model.step_size, finetune_step_size, noise > 0 and inner_clip, orthogonality, l2 >= 0, got "
-                f"(in this order) {step_size}, {finetune_step_size}, {noise}, {inner_clip}, {orthogonality}, {l2}"
+                f"step_size={step_size}, finetune_step_size={finetune_step_size}, noise={noise}, "
+                f"inner_clip={inner_clip}, orthogonality={orthogonality}, l2={l2}"
             )
         if not 0 <= dropout < 1:
             raise UsageError(f"expected 0 <= model.dropout < 1, got {dropout}")
@@ -117,15 +119,15 @@ class Model(pyro_metabayes.Model):
         return Normal(zero, 1.0).to_event(len(shape))
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """Return p(y | x, z, support) at points x, after the adaptation that starts at the code z = w."""
+        """Adapt the code z, the argument `w`, to the support set; return p(y | x, z, support) at points x."""
         _, weights = self.adapt(w, observed)
         return self.predictor.likelihood(self.predictor.outputs(weights, self.dropped(x, observed)))
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute the logits or means with the decoded weights mu(w), without adaptation to the support set.
+        """Compute the logits or means with the decoded weights mu(z), without adaptation to the support set.
 
         Args:
-            w: codes z of T tasks.
+            w: the codes z of T tasks (the latent variable w of this model).
             x: D features of N points per task [T, N, D].
 
         Returns:

@@ -79,7 +79,7 @@ class Model(pyro_metabayes.Model):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D] (weights of D features, Y outputs).
 
-        For `episodes.pooled()` this is p(w | support, query).
+        Tasks from `episodes.pooled()` have all labelled points as support set, so they give p(w | support, query).
 
         Raises:
             UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
@@ -111,7 +111,10 @@ class Model(pyro_metabayes.Model):
         return log_evidence_of_rows(q, x, y, episodes.query_mask, self.noise)
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of an equivalent regression that depends only on w, for the closed forms."""
+        """Return inputs and labels of an equivalent linear regression whose only weights are w.
+
+        The closed forms of posterior and evidence use this regression. Models with further effects override the method.
+        """
         return x, y
 
     def _unconditional(self, observed: Observed) -> TorchDistribution:

@@ -2,7 +2,8 @@
 
 Protocol and metrics: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv
 1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. That paper does not specify the variances of the
-components, the input of the inner loop or the base weights at test. They are settings here; docs/lwof.md compares them.
+components, the input of the inner loop or the base weights at test. These are settings here; docs/lwof.md compares
+their values.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         if num_base_classes < 1:
             raise UsageError(
-                "expected tasks with base classes for model=lwof, got none; set task.base_query > 0, with data of "
-                "classes"
+                "expected tasks with base classes for model=lwof, got tasks without; set task.base_query > 0, and data "
+                "whose labels are classes"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
@@ -161,7 +162,7 @@ class Model(few_shot_classifier.Model):
         return self.likelihood_of(self._beside(self.head.outputs(w, x), base, x))
 
     def _beside(self, novel: Tensor, base: Tensor, x: Tensor) -> Tensor:
-        """Append the logits of points x for base classes with weights `base` to their logits for the novel classes."""
+        """Append the logits of points x for base classes with weights `base` to the `novel` logits of these points."""
         logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
@@ -173,15 +174,16 @@ class Model(few_shot_classifier.Model):
         """
         if self.inner == "all":
             raise UsageError(
-                "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "
-                "classes than a test task), got a network for a fixed number of classes; set one of the two settings"
+                "expected guide.synthetic_gradient=equivariant for model.inner=all, since the number of base classes "
+                "differs between tasks, got a network for a fixed number of classes; set "
+                "guide.synthetic_gradient=equivariant or another model.inner"
             )
         return num_classes + (self.inner == "pooled")
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """Compute the logits of the queries that `inner` selects, and their vector-Jacobian product for w.
+        """Compute the logits of the queries that `inner` selects, and their vector-Jacobian product with respect to w.
 
-        The weights of the base classes are at their means.
+        The weights of the base classes are fixed at their means.
         """
         novel, pullback = self.outputs_and_pullback(w, observed.query_x)
         if self.inner == "novel":

@@ -62,7 +62,10 @@ class Model(pyro_metabayes.Model):
     ) -> None:
         super().__init__(observe)
         if num_steps < 0 or step_size <= 0:
-            raise UsageError(f"expected model.num_steps >= 0 and step_size > 0, got {num_steps} and {step_size}")
+            raise UsageError(
+                "expected model.num_steps >= 0 and model.step_size > 0, got "
+                f"num_steps={num_steps}, step_size={step_size}"
+            )
         self.inner: pyro_metabayes.Model = (
             neural_regression.Model(head, prior, num_targets, num_features, noise, learn_noise)
             if num_targets
@@ -77,7 +80,10 @@ class Model(pyro_metabayes.Model):
         return self.inner.event_shape(observed)
 
     def centre(self, observed: Observed) -> TorchDistribution:
-        """Return N(mu, sigma^2), the distribution of theta of T tasks before any label is used: batch [T], event *W."""
+        """Return N(mu, sigma^2), the distribution of theta before any label is used.
+
+        Its batch shape is [T] (tasks), its event shape the shape of the weights of one task.
+        """
         prior = self.inner.prior(observed)
         check_gaussian(prior, "model=platipus")
         return prior
@@ -99,7 +105,9 @@ class Model(pyro_metabayes.Model):
         Args:
             w: weights of T tasks [..., T, *W], where *W is the shape of the weights of one task.
             log_step_size: logarithm of the step size.
-            x, y, mask: N points of each task [T, N, *X], their labels [T, N, ...] and their mask [T, N].
+            x: N points of each task [T, N, *X].
+            y: labels of the points [T, N, ...].
+            mask: [T, N], False for masked points.
             num_steps: number of steps.
         """
         rate = rate_of_mean(self, log_step_size, mask)

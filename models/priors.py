@@ -96,7 +96,7 @@ class Mixture(Prior):
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
         super().__init__()
         if num_components < 1 or scale <= 0:
-            got = f"{num_components} and {scale}"
+            got = f"num_components={num_components}, scale={scale}"
             raise UsageError(f"expected prior.num_components >= 1 and prior.scale > 0, got {got}")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(scale * torch.randn(num_components, num_weights))
@@ -140,7 +140,7 @@ class Conditional(Prior):
     ) -> None:
         super().__init__()
         if num_hidden < 0 or scale <= 0:
-            got = f"{num_hidden} and {scale}"
+            got = f"num_hidden={num_hidden}, scale={scale}"
             raise UsageError(f"expected prior.num_hidden >= 0 and prior.scale > 0, got {got}")
         self.num_targets = num_targets
         encoder = PseudoObservations if full_covariance else CountAware if count_aware else MeanPooled
@@ -157,9 +157,9 @@ class Conditional(Prior):
         return self.family(loc, spread)
 
     def family(self, loc: Tensor, spread: Tensor) -> TorchDistribution:
-        """Construct the distribution from loc [T, C, W] and spread: scale [T, C, W] or precision [T, C, W, W].
+        """Construct the prior from loc and spread, for T tasks with W weights for each of C classes.
 
-        T is the number of tasks, C of classes, W of weights per class.
+        loc has the shape [T, C, W]. spread has the shape [T, C, W] for scales, or [T, C, W, W] for precision matrices.
         """
         if loc.dim() == spread.dim():
             return Normal(loc, spread).to_event(2)
@@ -180,7 +180,7 @@ class Conditional(Prior):
 class Guided(Prior):
     """Prior that equals the `posterior` of the guide, p_psi(w | support, x_query), and depends on all inputs of a task.
 
-    It is for guides whose training_posterior differs from their posterior, such as sib_savi; such a guide calls
+    This prior is for guides whose training_posterior differs from their posterior, such as sib_savi; such a guide calls
     `follow` in its constructor. Other guides are refused, since the KL would always be 0.
     """
 

@@ -29,7 +29,7 @@ class Model(SameOutputs):
         num_weights: R, the number of leading features whose weights vary by task; used only without a head.
         head: a network for f; None for a linear f.
         scale: scale of the noise before training.
-        df: degrees of freedom before training, at most 1000; there the density is almost Gaussian.
+        df: degrees of freedom before training, at most 1000; with 1000 the density is almost Gaussian.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
@@ -48,7 +48,7 @@ class Model(SameOutputs):
         observe: str = "query",
     ) -> None:
         if scale <= 0 or not 0 < df <= MOST_DF:
-            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got {scale} and {df}")
+            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got scale={scale}, df={df}")
         gaussian: hierarchical_regression.Model | neural_regression.Model = (
             hierarchical_regression.Model(prior, num_targets, num_features, num_weights, scale)
             if head is None

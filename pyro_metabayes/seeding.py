@@ -41,7 +41,10 @@ def check_seed(seed: object) -> None:
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """Return the state of an accelerator's generator, in a list; [] for the CPU, for which use torch.get_rng_state."""
+    """Return a list with the state of the generator of an accelerator.
+
+    The list is empty for the CPU; torch.get_rng_state returns the state of the CPU's generator.
+    """
     return (
         []
         if device.type in ("cpu", "meta")
@@ -88,7 +91,8 @@ def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> 
     """Context manager: this thread draws the random numbers that follow `torch.manual_seed(seed)`, on every device.
 
     The thread gets its own generators, which the context manager yields. Torch's global generators, which all threads
-    share, are neither read nor changed. Only draws inside `drawing()` are affected, such as those of this file.
+    share, are neither read nor changed. Only draws inside `drawing()` use the generators of the thread. The functions
+    of this file draw inside `drawing()`.
 
     Args:
         seed: seed of the generators.
@@ -103,7 +107,11 @@ def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> 
 
 @contextmanager
 def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
-    """Context manager: draws of this thread inside `drawing()` use `generators`, a torch mode for random numbers."""
+    """Context manager: draws of this thread inside `drawing()` take their random numbers from `generators`.
+
+    Args:
+        generators: a torch mode (`Noise`), such as OwnGenerators; the context manager yields it.
+    """
     token = _own.set(generators)
     try:
         yield generators
@@ -112,7 +120,7 @@ def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
 
 
 def drawing() -> AbstractContextManager[Any]:
-    """Return a context manager for random draws: inside `noise_of` they use this thread's generators, else torch's."""
+    """Return a context manager whose draws use this thread's generators (`noise_of`), or torch's if it has none."""
     return _own.get() or nullcontext()
 
 
@@ -151,11 +159,12 @@ def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
 
 
 def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> Tensor:
-    """Return draws [*leading, T, ...] for the T tasks of this process; the noise does not depend on how many there are.
+    """Return draws [*leading, T, ...] for the T tasks of this process.
 
-    With P processes, each draws [*leading, P, T, ...] and keeps its own T tasks. This array has the same order in
-    memory as the draws [*leading, P * T, ...] that one process would make for all tasks, so every task gets the same
-    noise. Gamma and discrete distributions use random numbers in another order: their draws are valid, but depend on P.
+    The noise of a task does not depend on the number P of processes. Each process draws [*leading, P, T, ...] and keeps
+    its own T tasks. This array has the same order in memory as the draws [*leading, P * T, ...] that one process would
+    make for all tasks. Gamma and discrete distributions use random numbers in another order: their draws are valid, but
+    depend on P.
 
     Args:
         draw: function from a sample shape to draws [*sample shape, T, ...], such as `rsample` of a distribution with

@@ -40,7 +40,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         probabilities = classifier.predict_proba(query_embeddings)
 
     `fit` does not train. It stores the support set, and checks that the learner can use it. With a transductive learner
-    (the default), predictions depend on the whole query set: a subset of X has other predictions than within X.
+    (the default), predictions depend on the whole query set: `predict(X[:5])` may differ from `predict(X)[:5]`.
 
     Args:
         learner: `transductive` or `inductive`, the learners of this package for any embeddings, way and shot; a
@@ -52,7 +52,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         balance: only for `transductive`. `known`: each call has equally many queries of every class. `unknown` or
             None: the learner estimates the class frequencies.
         reject_above: entropy in nats, below log C (C classes), above which `predict` rejects a query; None: never.
-        unknown_label: label of rejected queries, which is not in y; None: "unknown" for text, else -1.
+        unknown_label: label of rejected queries; it must not occur in y. None: "unknown" if labels are text, else -1.
 
     Attributes:
         classes_: the C labels of the support set, sorted.
@@ -135,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
-        """Return the arrays after scikit-learn's checks; images and bytes are allowed only with the user's learner."""
+        """Return the arrays after scikit-learn's checks; images and bytes need a `learner` that the user trained."""
         rows = self.learner is None or self._ships
         options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
@@ -146,7 +146,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set the learners for probabilities and for labels; they differ only if the user gave no learner."""
+        """Set `learner_` for probabilities and `nearest_` for labels; they differ only if `learner` is None."""
         if self.learner is None:
             self._refuse_balance()
             frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
@@ -163,7 +163,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _loaded(self) -> MetaLearner:
-        """Return the learner that the argument names; this package's own use float64, for embeddings of any scale."""
+        """Return the learner that `learner` names; a learner shipped with this package computes in float64."""
         if self._ships:
             if self.learner != "transductive":
                 self._refuse_balance()
@@ -178,8 +178,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _refuse_balance(self) -> None:
         if self.balance is not None:
             raise UsageError(
-                f"expected balance=None for this learner, got '{self.balance}', which only learner='transductive' "
-                "takes; for a MetaLearner set it at construction: MetaLearner.pretrained(balance='known')"
+                f"expected balance=None, got balance='{self.balance}', which needs learner='transductive'; remove "
+                "balance, or for a MetaLearner pass balance to MetaLearner.pretrained(balance='known')"
             )
 
 

@@ -75,9 +75,9 @@ def test_a_small_image_keeps_its_resolution_in_the_first_group() -> None:
     [
         (wide_resnet.Backbone, (640,), {}, "expected images .* for backbone=wide_resnet"),
         (wide_resnet.Backbone, (3, 32, 32), {"depth": 27}, "expected backbone.depth = 6 n"),
-        (wide_resnet.Backbone, (3, 32, 32), {"width": 0}, "backbone.width >= 1, got 28 and 0"),
+        (wide_resnet.Backbone, (3, 32, 32), {"width": 0}, "backbone.width >= 1, got depth=28, width=0"),
         (resnet12.Backbone, (640,), {}, "expected images .* for backbone=resnet12"),
-        (resnet12.Backbone, (3, 32, 32), {"num_pools": 5}, "num_pools <= 4, got 64 and 5"),
+        (resnet12.Backbone, (3, 32, 32), {"num_pools": 5}, "num_pools <= 4, got num_filters=64, num_pools=5"),
     ],
 )
 def test_a_wrong_setting_is_named(

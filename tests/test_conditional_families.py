@@ -81,7 +81,7 @@ def test_the_covariance_of_a_low_rank_prior() -> None:
         (LowRank, {"rank": 0}, r"expected prior\.rank >= 1, got 0"),
         (CouplingFlow, {"num_layers": 0}, r"expected prior\.num_layers >= 1"),
         (CouplingFlow, {"num_hidden": 0}, r"expected prior\.num_layers >= 1, prior\.num_hidden >= 1"),
-        (CouplingFlow, {"num_weights": 1}, r"at least 2 weights per class, got 2, 6 and 1"),
+        (CouplingFlow, {"num_weights": 1}, r"at least 2 weights per class, got num_layers=2, num_hidden=6 and 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(family: Any, settings: dict[str, Any], message: str) -> None:

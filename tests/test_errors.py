@@ -172,7 +172,7 @@ NUMBERS = {
     "guide=mc data.noise=nan": "expected data.noise to be of type finite float, got nan",
     "guide=mc model.noise=0": "expected model.noise > 0, got 0",
     "guide=mc model.observe=nothing": "expected model.observe to be one of query, support, all, got 'nothing'",
-    "guide=mc prior.num_hidden=-1": "expected prior.num_hidden >= 0 and prior.scale > 0, got -1 and 0.135",
+    "guide=mc prior.num_hidden=-1": "expected prior.num_hidden >= 0 and prior.scale > 0, got num_hidden=-1, scale=0",
     "guide=mc train.num_tasks=-1": "expected train.num_tasks >= 0 and finite, got -1",
     "guide=exact prior=conditional": "expected a prior that does not depend on the support set, got a conditional one",
     "guide=exact prior=mixture": "expected a Gaussian prior for a closed form, got MixtureSameFamily; use",
@@ -309,10 +309,7 @@ def test_omniglot_without_file_and_network_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.delenv("METABAYES_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there, network or not
     error = error_of("data=omniglot", *SMALL)
-    assert (
-        "expected Omniglot in the cache, got none, and this command does not download: download it with python -m"
-        in error
-    )
+    assert "expected Omniglot in the cache, not found, and this command does not download; run python -m" in error
     assert "experiments.prepare data=omniglot" in error and "METABAYES_DATA" in error
     error = call("prepare", "data=omniglot").error
     assert "expected to download Omniglot, got" in error and "METABAYES_DATA" in error
@@ -400,7 +397,7 @@ def test_a_truncated_checkpoint_is_refused(share: float, copied: Path) -> None:
 @pytest.mark.parametrize("change", ["train.optimizer=sgd", "train.learning_rates={guide.start.scale: 0.1}"])
 def test_moments_of_another_optimiser_are_refused(change: str, copied: Path) -> None:
     error = error_of(f"resume={copied}", "train.steps=4", change)
-    assert error.startswith("expected train.optimizer, backbone.frozen and the names in train.learning_rates")
+    assert error.startswith("expected the train.optimizer, backbone.frozen and names in train.learning_rates")
 
 
 def test_a_checkpoint_of_another_shape_is_refused(copied: Path) -> None:

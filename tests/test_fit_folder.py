@@ -100,7 +100,7 @@ def test_a_frozen_backbone_and_the_folder_of_a_command_are_refused(tmp_path: Pat
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     state["config"]["fit"]["frozen"] = True
     checkpoint.save(tmp_path / "checkpoint.pt", state)
-    with refuses(r"^expected frozen=True, as in the training that .* holds, got frozen=False; .*$"):
+    with refuses(r"^expected frozen=True, as in the training in .*, got frozen=False; .*$"):
         trained(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.pt", state | {"config": {"task": {"way": 5}}})
     with refuses(
@@ -115,7 +115,7 @@ def test_the_folder_of_an_earlier_version_is_continued(finished: Path, tmp_path:
     for name in ("clip_value", "clip_each", "on_nan", "seed"):
         del state["config"]["fit"][name]
     checkpoint.save(tmp_path / "checkpoint.pt", state)
-    with refuses(r"^expected on_nan=stop, as in the training that .* holds, got on_nan=skip; .*$"):
+    with refuses(r"^expected on_nan=stop, as in the training in .*, got on_nan=skip; .*$"):
         trained(tmp_path, steps=6, on_nan="skip")
     assert trained(tmp_path, steps=6)[1].steps == 6
 
@@ -127,7 +127,7 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert again.lines == history.lines
     assert f"note: the training in {tmp_path} had already finished after 4 steps" in capsys.readouterr().err
     assert trained(tmp_path, steps=6)[1].steps == 6, "with more steps it goes on"
-    with refuses(r"^expected steps >= 6, the number that the training in .* has taken, got 5; increase steps$"):
+    with refuses(r"^expected steps >= 6, since .* has already taken 6 steps, got steps=5; increase steps$"):
         trained(tmp_path, steps=5)
 
 
@@ -179,7 +179,7 @@ def test_augmentation_by_numbers_of_numpy_can_be_continued(tmp_path: Path) -> No
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with (
         alone_in(tmp_path, ""),
-        refuses(r"^expected a folder that no other process uses, .*; wait for it, or pass .*$"),
+        refuses(r"^expected a folder that no other process uses, .*; wait until .* has ended, or pass .*$"),
     ):
         trained(tmp_path)
     trained(tmp_path)

@@ -462,7 +462,7 @@ def test_nothing_is_trained_at_the_start_and_base_is_the_mean_features(features:
 
 MISTAKES = {
     "model=few_shot_classifier": "expected model=lwof and a data set of classes for task.base_query=30",
-    "task.base_query=0": "expected tasks with base classes for model=lwof, got none",
+    "task.base_query=0": "expected tasks with base classes for model=lwof, got tasks without",
     "task.base_query=-1": "expected task.base_query >= 0, got -1",
     "pretrain.holdout_per_class=0": "expected pretrain.holdout_per_class >= 2 for task.base_query",
     "pretrain.holdout_per_class=40": "expected pretrain.holdout_per_class to be at least 1 and less than 20",
@@ -482,4 +482,4 @@ def test_a_mistake_is_named(change: str, features: Path) -> None:
 @pytest.mark.usefixtures("empty_folder")
 def test_simulators_have_no_base_classes() -> None:
     error = call("run", "model=lwof", "data=gaussian_features", "data.num_features=8").error
-    assert error.startswith("expected tasks with base classes for model=lwof, got none")
+    assert error.startswith("expected tasks with base classes for model=lwof, got tasks without")

@@ -75,7 +75,8 @@ def test_a_folder_in_which_another_run_works_is_refused(features: Path) -> None:
 def test_a_resume_of_a_run_that_works_is_refused(copied: Path) -> None:
     before = contents(copied)
     with alone_in(copied, "name another folder"):
-        assert "; wait for it, or name another folder" in call("run", f"resume={copied}").error
+        error = call("run", f"resume={copied}").error
+    assert "; wait until the other process has ended, or name another folder" in error
     assert contents(copied) == before
 
 

@@ -91,7 +91,9 @@ def test_a_key_that_repeats_itself_is_refused() -> None:
 
 
 def test_lists_that_repeat_each_other_are_not_written_out() -> None:
-    with pytest.raises(UsageError, match="expected an array, or a list of numbers or strings, in it, got list"):
+    with pytest.raises(
+        UsageError, match=r"expected an array, or a list of numbers or strings, in it, got .* type list"
+    ):
         flat_array(LAUGHS, "it")
 
 
@@ -104,7 +106,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused() -> None:
         archive.writestr("features.npy", content.getvalue())
         archive.writestr("labels.npy", content.getvalue())
     before = megabytes()
-    with pytest.raises(UsageError, match=r"'features.npy' states the shape \(1000000000, 4\) but has fewer bytes"):
+    with pytest.raises(UsageError, match=r"'features.npy' claims the shape \(1000000000, 4\) but has fewer bytes"):
         features.load("it.npz")
     assert megabytes() - before < 50
 
@@ -159,7 +161,7 @@ def test_a_compressed_checkpoint_is_refused() -> None:
     with zipfile.ZipFile("it.pt") as whole, zipfile.ZipFile("small.pt", "w", zipfile.ZIP_DEFLATED) as small:
         for name in whole.namelist():
             small.writestr(name, whole.read(name))
-    with pytest.raises(UsageError, match="it lists parts that are larger than the file"):
+    with pytest.raises(UsageError, match="the archive lists files that are larger than its size"):
         checkpoint.load(Path("small.pt"))
 
 

@@ -68,7 +68,10 @@ class Backbone(pyro_metabayes.Backbone):
 
     @torch.no_grad()
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Set the mean to subtract to that of the transformed features in all batches; no effect without `centre`."""
+        """Set the mean that `forward` subtracts: the mean of the transformed features in all batches.
+
+        Without `centre` this does nothing.
+        """
         if self.centre:
             features = [self._scaled(batch).double() for batch in batches]
             total = torch.stack([part.sum(0) for part in features]).sum(0)

@@ -28,7 +28,10 @@ PIECE = 64  # largest number of images in the network at once, unless the networ
 class Inputs(NamedTuple):
     """Input format of a network of square images.
 
-    size: side of the images in pixels. mean, std: mean and standard deviation of each channel, for images in [0, 1].
+    Attributes:
+        size: side of the images in pixels.
+        mean: mean of each channel, for images in [0, 1].
+        std: standard deviation of each channel, for images in [0, 1].
     """
 
     size: int
@@ -37,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 class PretrainedNetwork(pyro_metabayes.Backbone):
-    """Backbone that maps N images in [0, 1] to D features each [N, D], of unit length, by a given network.
+    """Backbone with a given network, which maps N images in [0, 1] to D features each [N, D], scaled to unit length.
 
     Images are resized to the input size of the network (bilinear, antialiased) and standardised. The channel of grey
     images is repeated three times.
@@ -85,7 +88,10 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
 
 
 def side_of(size: int, own: int) -> int:
-    """Return the side of the images that the network receives: the setting `size`, or the default `own` if it is 0."""
+    """Return the side of the images that the network receives, in pixels.
+
+    It is the setting `size`, or the default side `own` of the network if `size` is 0.
+    """
     if size < 0:
         raise UsageError(f"expected backbone.size >= 0, got {size}; 0 selects the default size of the network, {own}")
     return size or own
@@ -119,7 +125,7 @@ def weights_of(path: str | Path) -> dict[str, Tensor]:
         for key in WRAPPERS:
             state = state[key] if isinstance(state.get(key), Mapping) else state
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it has other values than tensors")
+            raise ValueError("the file is empty, or has values that are not tensors")
     except Exception as error:  # safetensors has an exception of its own
         if not isinstance(error, DAMAGED) and type(error).__name__ != "SafetensorError":
             raise

@@ -62,8 +62,8 @@ class Backbone(pyro_metabayes.Backbone):
             )
         if num_filters < 1 or not 0 <= num_pools <= 4:
             raise UsageError(
-                f"expected backbone.num_filters >= 1 and 0 <= backbone.num_pools <= 4, got {num_filters} and "
-                f"{num_pools}"
+                "expected backbone.num_filters >= 1 and 0 <= backbone.num_pools <= 4, got "
+                f"num_filters={num_filters}, num_pools={num_pools}"
             )
         widths = [input_shape[0], *(num_filters * factor for factor in (1, 2, 4, 8))]
         blocks = [Block(*shape, pool=number < num_pools) for number, shape in enumerate(pairwise(widths))]

@@ -25,10 +25,10 @@ JITTER = 1e-4  # added to the unit diagonal of a kernel matrix, whose rank may b
 class Backbone(pyro_metabayes.Backbone):
     """Backbone that transforms the points of a task relative to M reference points of the task, without their labels.
 
-    The inputs are feature vectors of any number D of features. Let u_i be the inputs at unit length, mu the mean of the
-    reference points (for points=support multiplied by a learned factor M / (M + tau), since it is estimated from few
-    points), x_i the vector u_i - mu at unit length, and X [M, D] the x_i of the reference points. The transformed
-    features have the inner products
+    The inputs are feature vectors of any number D of features. Let u_i be the inputs at unit length, and mu the mean of
+    u_i over the reference points. With points=support, mu is multiplied by a learned factor M / (M + tau), since it is
+    estimated from few points. Let x_i be the vector u_i - mu at unit length, and X [M, D] the x_i of the reference
+    points. The transformed features have the inner products
 
         k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
 
@@ -97,9 +97,10 @@ class Backbone(pyro_metabayes.Backbone):
         return replace(data, **parts, auxiliary=data.auxiliary | {"frame": frame})
 
     def support_frame(self, data: Observed) -> SupportFrame | None:
-        """Encode the support sets and return an encoder of the queries; None if features depend on other queries.
+        """Encode the support sets, and return an encoder of the queries.
 
-        The features equal those of `embed_tasks` up to a rotation.
+        The encoder returns the features of `embed_tasks` up to a rotation of the feature space. For points=all this
+        method returns None, since features then depend on all queries of a task.
         """
         if self.points == "all":
             return None
@@ -116,7 +117,7 @@ class Backbone(pyro_metabayes.Backbone):
     def _centre(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return number [T, 1, 1] and mean [T, 1, D] of the reference points, and the vector to subtract [T, 1, D].
 
-        T is the number of tasks, D of features.
+        There are T tasks with D features.
         """
         count = reference.sum(1, keepdim=True).clamp(min=1)
         mean = (reference * x).sum(1, keepdim=True) / count
@@ -133,7 +134,8 @@ class Backbone(pyro_metabayes.Backbone):
     def _dual(gram: Tensor, reference: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Compute features for D >= N from the matrix g of inner products of the N points.
 
-        x_i . (X^T X + lambda I)^-1 x_j = (g_ij - g_iX (g_XX + lambda I)^-1 g_Xj) / lambda for reference points X.
+        With R for the indices of the reference points, x_i . (X^T X + lambda I)^-1 x_j equals
+        (g_ij - g_iR (g_RR + lambda I)^-1 g_Rj) / lambda.
         """
         share, ridge = settings
         to_reference = reference * gram  # rows of other points are 0
@@ -148,7 +150,8 @@ class Backbone(pyro_metabayes.Backbone):
     def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the parameters a and lambda of the kernel of each of T tasks [T, 1, 1].
 
-        lambda is a learned multiple of the mean eigenvalue of X^T X in the effective dimensions.
+        lambda is a learned multiple of M / (effective dimension). M is the sum of the eigenvalues of X^T X, so this
+        quotient is their mean over the effective dimensions.
         """
         statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
         share, ridge = self.network(statistics).split(1, -1)
@@ -167,9 +170,10 @@ def _statistics(num_features: int, mean: Tensor, effective: Tensor) -> Tensor:
 
 
 def _jitter_of_dual(num_support: int, mask: Tensor) -> Tensor:
-    """Return S + 1 extra features of each point, which add jitter to the inner products, for any number of queries.
+    """Return S + 1 extra features of each point, for S support points.
 
-    S is the number of support points.
+    They add jitter to the inner products: to those of a support point with itself, and to those between queries. Their
+    number does not depend on the number of queries.
     """
     own = torch.arange(mask.shape[1], device=mask.device).clamp(max=num_support)
     return JITTER**0.5 * functional.one_hot(own, num_support + 1) * mask

@@ -1,4 +1,4 @@
-"""Any image network of timm (PyTorch Image Models), with the weights of its library or of a file."""
+"""Any image network of timm (PyTorch Image Models), with the weights that timm provides or weights from a file."""
 
 from __future__ import annotations
 
@@ -110,5 +110,8 @@ def _load_file(network: nn.Module, path: str) -> None:
 
 
 def _configuration(network: nn.Module) -> Any:
-    """Return timm's configuration of a network, a mapping with the source of its weights and its classifier."""
+    """Return timm's configuration of a network.
+
+    The configuration is a mapping. It has the source of the weights, and the name of the classifier module.
+    """
     return network.pretrained_cfg

@@ -1,4 +1,4 @@
-"""Any classification network of torchvision, with the weights of its library or of a file."""
+"""Any classification network of torchvision, with the weights that torchvision provides or weights from a file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pyro_metabayes.vision import torchvision
 class Backbone(PretrainedNetwork):
     """Network of torchvision without its last linear layer, which maps images in [0, 1] to feature vectors.
 
-    The features are scaled to unit length. Size, mean and standard deviation of the network's inputs are those with
-    which its weights were evaluated.
+    The features are scaled to unit length. Size, mean and standard deviation of the inputs are those published with
+    the weights.
 
     Args:
         input_shape: [channels, height, width] of one image.
@@ -53,8 +53,8 @@ class Backbone(PretrainedNetwork):
         known = models.get_model_weights(architecture)
         if version and version not in known.__members__:
             raise UsageError(
-                f"expected backbone.name={architecture}.WEIGHTS with WEIGHTS one of {', '.join(known.__members__)}, "
-                f"got '{version}'"
+                f"expected the weights in backbone.name={architecture}.WEIGHTS to be one of "
+                f"{', '.join(known.__members__)}, got '{version}'; change or omit the part after the dot"
             )
         published = known[version or "DEFAULT"]
         network: nn.Module = models.get_model(architecture, weights=None)
@@ -80,7 +80,7 @@ def _without_classifier(network: nn.Module, name: str) -> str:
 
 
 def _published_file(published: Any, name: str) -> Path:
-    """Return the file of published weights in the cache of torch; download it if that is allowed."""
+    """Return the file of published weights in the cache of torch; download the file if downloads are allowed."""
     file = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
     if not file.is_file():
         refuse_unless_allowed(

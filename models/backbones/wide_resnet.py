@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Network WRN-depth-width, which maps images in [0, 1] to vectors of 64 width features of unit length.
+    """Network WRN-depth-width, which maps images in [0, 1] to feature vectors of length 1 with 64 * width entries.
 
     The layers are a 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU,
     global average pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of
@@ -60,8 +60,8 @@ class Backbone(pyro_metabayes.Backbone):
             )
         if not 10 <= depth <= MOST_LAYERS or (depth - 4) % 6 or width < 1:
             raise UsageError(
-                f"expected backbone.depth = 6 n + 4 from 10 to {MOST_LAYERS} and backbone.width >= 1, got {depth} and "
-                f"{width}"
+                f"expected backbone.depth = 6 n + 4 from 10 to {MOST_LAYERS} and backbone.width >= 1, got "
+                f"depth={depth}, width={width}"
             )
         channels, height, _ = input_shape
         widths = [16, 16 * width, 32 * width, 64 * width]

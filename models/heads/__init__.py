@@ -49,9 +49,8 @@ class Cosine(Head):
     def check_features(self, x: Tensor, learned: bool) -> None:
         """Raise a UsageError if feature vectors x [N, D] do not have unit length, or all have the same direction.
 
-        The direction is not checked for learned features.
-
-        Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked.
+        Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked. With
+        learned features (`learned`) the direction is not checked either.
         """
         refuse_other_lengths(x)
         if not learned:
@@ -79,7 +78,7 @@ class Cosine(Head):
         return self._outputs_at(w, self.scale * self.bias)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Compute the logits of all draws, as `Head.outputs_of_draws`, from inner products of loc, noise and x."""
+        """Return the function of `Head.outputs_of_draws`; it multiplies x only with loc and with the noise vectors."""
         return self._outputs_of_draws(loc, noise, square, self.scale * self.bias)
 
     def _outputs_at(self, v: Tensor, offsets: Tensor) -> Outputs:
@@ -108,15 +107,15 @@ class CosineOffset(Cosine):
         return _with_last(w, term / self.scale)
 
     def loss_range(self, num_classes: int) -> None:  # type: ignore[override]
-        """Return None: the loss is unbounded, since b_c is."""
+        """Return None: the loss is unbounded, since the additive terms b_c of the logits are unbounded."""
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits and their vector-Jacobian product.
+        """Compute the logits, and their vector-Jacobian product with respect to w = (v, b).
 
-        For a cotangent g, the latter is that of `Cosine` for v_c, and scale * sum_i g_ic for b_c.
+        For a cotangent g, the part for v_c is that of the head `Cosine`. The part for b_c is scale * sum_i g_ic.
         """
         logits, of_cosine = super().outputs_and_pullback(w[..., :-1], x)
 
@@ -134,7 +133,7 @@ class CosineOffset(Cosine):
 
 
 def _with_last(w: Tensor, term: Tensor) -> Tensor:
-    """Add a number per class, term [..., C], to the last of W weights of each of C classes, w [..., C, W]."""
+    """Add term [..., C], one number per class, to the last weight of each of C classes in w [..., C, W]."""
     return torch.cat((w[..., :-1], w[..., -1:] + term.unsqueeze(-1)), dim=-1)
 
 
@@ -193,6 +192,6 @@ class Linear(Head):
         return LogitsOfWeights.of(self.scale * w[..., :-1], self.scale * w[..., -1:])
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Compute the logits of all draws, as `Head.outputs_of_draws`, from few products: they are linear in w."""
+        """Return the function of `Head.outputs_of_draws`; it multiplies x only with loc and with the noise vectors."""
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
         return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

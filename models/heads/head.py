@@ -49,7 +49,7 @@ class Head(Recorded, nn.Module):
         return torch.randn(num_classes, num_weights) * num_weights**-0.5
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
+        """Return weights that predict the class with the nearest of the class means `means` [..., C, D]."""
         raise NotImplementedError
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
@@ -75,26 +75,27 @@ class Head(Recorded, nn.Module):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Compute the logits of the points x under the weights w, and their vector-Jacobian product with respect to w.
 
-        The latter is a function of a cotangent with the shape of the logits; its result has the shape of w.
+        The vector-Jacobian product is a function. Its argument, a cotangent, has the shape of the logits, and its
+        result has the shape of w.
         """
         raise NotImplementedError
 
     def outputs_at(self, w: Tensor) -> Outputs:
-        """Return the function x -> outputs(w, x) for fixed weights w (`FixesWeights`).
+        """Return the function x -> outputs(w, x) for fixed weights w.
 
-        A head overrides this method to compute quantities that depend only on w once.
+        A head may override this method, so that quantities that depend only on w are computed once for many x.
         """
         return partial(self.outputs, w)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         """Return the function from N points x per task to their logits [L, T, N, C] under L draws w = loc +- noise.
 
-        The draws share noise vectors (`LatinSquare`). A head overrides this method to compute fewer products of weights
-        and features.
+        The draws share noise vectors (`LatinSquare`). A head may override this method to compute fewer products of
+        weights and features.
 
         Args:
             loc: means of W weights for each of C classes of T tasks [T, C, W].
-            noise: M noise vectors per task [T, G, M, W]; G is C, or 1 if they are the same for all classes.
+            noise: M noise vectors per task [T, G, M, W]; G = C, or G = 1 if all classes have the same noise vectors.
             square: says which noise vector each class has in each draw.
         """
         return self.outputs_at(square.draws(loc[:, None, None] + square.odd(noise)))

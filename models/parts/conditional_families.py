@@ -1,4 +1,4 @@
-"""Conditional priors of other families than the diagonal Gaussian: with low-rank covariance, and a coupling flow.
+"""Conditional priors that are not diagonal Gaussians: a Gaussian with low-rank covariance, and a coupling flow.
 
 With `guide=savi` the posterior has the same family and the same encoder.
 """
@@ -85,7 +85,7 @@ class CouplingFlow(Conditional):
         if num_layers < 1 or num_hidden < 1 or num_weights < 2:
             raise UsageError(
                 "expected prior.num_layers >= 1, prior.num_hidden >= 1 and at least 2 weights per class, got "
-                f"{num_layers}, {num_hidden} and {num_weights}; take prior=conditional"
+                f"num_layers={num_layers}, num_hidden={num_hidden} and {num_weights} weights; set prior=conditional"
             )
         self.layers = nn.ModuleList([_coupling(num_weights, num_hidden) for _ in range(num_layers)])
 

@@ -31,9 +31,11 @@ class LogitsOfWeights:
 
     @classmethod
     def of(cls, v: Tensor, b: Tensor) -> Self:
-        """Construct the function from directions v [..., T, C, D] and offsets b [..., T, C, 1], or a scalar b.
+        """Construct the function from directions v and offsets b.
 
-        T is the number of tasks, C of classes, D of features.
+        Args:
+            v: directions for C classes and D features in T tasks [..., T, C, D].
+            b: offsets [..., T, C, 1], or a scalar.
         """
         return cls(merged(v), merged(b) if b.dim() else b, v.shape[:-1])
 

@@ -28,7 +28,10 @@ class Predictor:
     scale: float
 
     def slots(self, observed: Observed) -> Size:
-        """Return the shape of the set of weight vectors of a task: [C, L] for C classes with L vectors, [] for one."""
+        """Return the shape of the set of weight vectors of a task.
+
+        It is [C, L] for C classes with L weight vectors each, and [] for a predictor with one weight vector.
+        """
         raise NotImplementedError
 
     def initial(self) -> Tensor:
@@ -39,7 +42,7 @@ class Predictor:
         """Compute the logits or means of N points in T tasks.
 
         Args:
-            w: weight vectors of P numbers [..., T, *slots, P].
+            w: weight vectors of P numbers [..., T, *slots, P], with the shape that the method `slots` returns.
             x: D features per point [T, N, D].
 
         Returns:
@@ -81,7 +84,10 @@ class LinearClassifier(Predictor):
         return fold_samples(w.mean(-2), x).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute logits and their vector-Jacobian product for a cotangent g, pullback(g)_cl = sum_i g_ic x_i / L."""
+        """Compute logits and their vector-Jacobian product, pullback(g)_cl = sum_i g_ic x_i / L.
+
+        g is the cotangent. The result is the same for all L weight vectors l of class c.
+        """
 
         def pullback(cotangent: Tensor) -> Tensor:
             of_class = unfold_samples(cotangent.mT, x) / self.copies
@@ -117,7 +123,7 @@ class NeuralRegression(Predictor):
         return Size()
 
     def initial(self) -> Tensor:
-        """Draw the weights of an untrained network, uniform within +- 1 / sqrt(inputs) as in torch.nn.Linear."""
+        """Draw the weights of an untrained network, uniform within +- 1 / sqrt(inputs of the layer)."""
         bounds = [n**-0.5 for n in self.sizes[:-1] for _ in range(2)]
         return torch.cat([(2 * torch.rand(n) - 1) * bound for n, bound in zip(self.parts, bounds, strict=True)])
 

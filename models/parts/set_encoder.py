@@ -70,7 +70,7 @@ class SetEncoder(nn.Module):
 class MeanPooled(SetEncoder):
     """Set encoder with mean pooling: loc_c = m_c + f(m_c), log scale_c = g(m_c).
 
-    m_c is the mean of the points of class c, f and g are networks. This is the pooling of VERSA and
+    m_c is the mean of the points of class c; f and g are networks. This is the pooling of VERSA and
     SAMOVAR. The result does not depend on the number of points, so an encoder that prior and posterior share makes both
     biased (docs/collapse.md).
 
@@ -79,7 +79,7 @@ class MeanPooled(SetEncoder):
         num_weights: number of weights per class.
         num_hidden: width of the networks; 0 for linear maps.
         scale: standard deviation of every weight before training.
-        residual: whether loc equals m_c before training; otherwise it is 0.
+        residual: whether loc equals m_c before training; otherwise loc is 0.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -134,8 +134,8 @@ class PseudoObservations(SetEncoder):
     m and A = L L^T are learned. `forward` returns loc [T, C, W] and precision [T, C, W, W] for T tasks and C classes; a
     class without points has N(m, A^-1). For a linear regression with known noise, linear maps (num_hidden=0) can
     represent both the exact prior and the exact posterior: b_i = x_i / noise, u_i = y_i / noise. (Recognition
-    potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277; aggregation as conditioning: Volpp et al.
-    2021, which is `CountAware`.) The arguments are those of `MeanPooled`.
+    potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277. Aggregation as conditioning: Volpp et al.
+    2021, whose method is `CountAware`.) The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:

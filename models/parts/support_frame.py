@@ -22,8 +22,8 @@ class Coordinates:
         k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
 
     where kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. The coordinates of the
-    support points are the rows of the Cholesky factor L of k(X, X) + jitter I. Those of another point x are
-    L^-1 k(X, x) and one more coordinate, which gives the vector the squared length 1 + jitter.
+    support points are the rows of the Cholesky factor L of k(X, X) + jitter I. The coordinates of another point x are
+    L^-1 k(X, x) and one more number, which gives the vector of coordinates the squared length 1 + jitter.
 
     Args:
         x: the support points X of T tasks with D features [T, M, D], of unit length; 0 for masked points.
@@ -46,9 +46,9 @@ class Coordinates:
         self.support = functional.pad(self._factor * mask, (0, 1))
 
     def of(self, x: Tensor, directed: Tensor) -> Tensor:
-        """Compute the coordinates of other points, scaled to unit length.
+        """Compute the coordinates of other points after scaling the points to unit length.
 
-        Instead of the points, the smaller matrix of their products with the support points is scaled.
+        The scaling is applied to the products of the points with the support points, which is a smaller matrix.
 
         Args:
             x: N points with D features of each of T tasks [T, N, D], of any length.

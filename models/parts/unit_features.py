@@ -27,9 +27,9 @@ def refuse_other_lengths(x: Tensor) -> None:
 
 
 def refuse_one_direction(x: Tensor) -> None:
-    """Raise a UsageError if more than two rows of x [N, D], of unit length, all have one direction up to rounding.
+    """Raise a UsageError if x [N, D] has more than two rows and all rows have the same direction up to rounding.
 
-    This happens if a large common offset was added to the features.
+    The rows have unit length. They have the same direction if a large common offset was added to the features.
     """
     rows = as_double(x.detach())
     rows = rows[rows.isfinite().all(-1) & (rows != 0).any(-1)]

@@ -53,7 +53,7 @@ def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
 
 
 def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings) -> str:
-    """Compute a hash (16 hexadecimal digits) of weights, settings and bank, on which the features depend."""
+    """Compute a hash (16 hexadecimal digits) of what features depend on: weights, settings and dataset (bank)."""
     digest = hashlib.sha256(json.dumps([asdict(settings), bank.fingerprint()], sort_keys=True).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())

@@ -11,7 +11,7 @@ CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precis
 
 @dataclass
 class PretrainSettings:
-    """Settings of pretraining, in which backbone and cosine classifier of all training classes are trained by SGD."""
+    """Settings of pretraining: SGD trains the backbone and a cosine classifier over all training classes."""
 
     epochs: int = 4  # number of passes over the training images
     batch_size: int = 128  # number of images per step
@@ -40,13 +40,15 @@ class PretrainSettings:
                 raise UsageError(f"expected pretrain.{name} to be one of {', '.join(choices)}, got '{value}'")
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.shift < 0:
             raise UsageError(
-                f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}"
+                "expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0 and shift >= 0, got "
+                f"{self}; change the setting that is out of range"
             )
         shares = {name: getattr(self, name) for name in ("jitter", "label_smoothing", "average")}
         if min(self.mixup, self.rotation, self.warmup, self.views, self.holdout_per_class) < 0 or not all(
             0 <= share < 1 for share in shares.values()
         ):
             raise UsageError(
-                "expected pretrain.mixup, rotation, warmup and views >= 0, and 0 <= jitter, label_smoothing and "
-                f"average < 1, and holdout_per_class >= 0, got {self}"
+                "expected pretrain.mixup, rotation, warmup, views and holdout_per_class >= 0, and pretrain.jitter, "
+                "label_smoothing and average each at least 0 and less than 1, got "
+                f"{self}; change the setting that is out of range"
             )

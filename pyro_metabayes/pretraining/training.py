@@ -105,11 +105,17 @@ class Pretraining:
         return len(self.curve)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights of the backbone on the CPU, of the best epoch if keep=best, else of the last epoch."""
+        """Return the weights of the backbone, copied to the CPU.
+
+        They are the weights after the best epoch if keep=best, and after the last epoch otherwise.
+        """
         return self.best or _copy_of(self.backbone)
 
     def classes(self) -> dict[str, Tensor]:
-        """Return weights and scale of the classifier over training classes, of the same epoch as `weights`."""
+        """Return weights and scale of the classifier over training classes, copied to the CPU.
+
+        They belong to the same epoch as the result of the method `weights`.
+        """
         return self.best_classes if self.best else _copy_of(self._part("classes"))
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +146,7 @@ class Pretraining:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that `state` returned, so that training continues after its last epoch."""
+        """Restore a state that `state` returned. Training then continues with the next epoch."""
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -88,7 +88,7 @@ def _averaged(learner: MetaLearner, episodes: Episodes, samples: int) -> ClassPr
     predictions = predictions_under(learner.guide.posterior(episodes.observed()), learner.model, episodes, samples)
     if not isinstance(predictions, ClassPredictions):
         raise UsageError(
-            "expected tasks whose labels are classes for a temperature or an ensemble, got "
+            "expected class labels, since temperature scaling and ensembles need them, got predictions of type "
             f"{type(predictions).__name__}; remove the settings eval.temperature and eval.ensemble"
         )
     return predictions

@@ -76,7 +76,10 @@ def _chosen(part: str, value: Any) -> Any:
 
 
 def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
-    """Return the backbone, with a torch module wrapped as a TorchBackbone; add its input_shape to the shared values."""
+    """Return the backbone; a plain torch module is wrapped as a TorchBackbone.
+
+    The input_shape of the backbone is added to the values `shared` by all parts.
+    """
     if isinstance(value, Backbone):
         shared.setdefault("input_shape", arguments_passed(value).get("input_shape"))
         return value
@@ -117,7 +120,10 @@ def _refuse_missing(chosen: Mapping[str, Any]) -> None:
 
 
 def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    """Raise a UsageError if a shared value is an argument neither of `build` nor of any part."""
+    """Raise a UsageError if a name in `shared` is unknown.
+
+    A name is known if it is an argument of `build`, or of the constructor of a part that is still to be built.
+    """
     named = [(part, value) for part, value in chosen.items() if isinstance(value, Mapping)]
     asked = {name for part, value in named for name in arguments_of(target_of(value, part, _prefixes(chosen)))}
     known = {*arguments_of(Assembled.build), *EXTRA} - {"shared"}
@@ -127,7 +133,10 @@ def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> Non
 
 
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
-    """Return the prefixes of names that may be imported: the default ones, and the packages of the named classes."""
+    """Return the prefixes of names that may be imported.
+
+    These are the default prefixes, and the packages of the classes that the user named.
+    """
     named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
     return tuple(dict.fromkeys((*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))))
 
@@ -174,7 +183,8 @@ class Assembled:
             particles: number of samples of the weights w per task in the loss.
             frozen: whether the backbone is not trained. Tasks then hold features as inputs.
             normalise: whether features are scaled to unit length if the backbone is a plain torch module.
-            shared: further arguments that are passed to all parts that have them, such as num_targets of a regression.
+            shared: further arguments, such as num_targets of a regression. Each is passed to all parts whose
+                constructor has an argument of this name.
 
         Raises:
             UsageError: an argument is unknown or has another type, or the parts do not fit together.

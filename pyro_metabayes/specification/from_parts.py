@@ -21,7 +21,10 @@ KINDS = (Backbone, Model, Guide, Objective)
 
 
 def recorded_specification(parts: Parts) -> dict[str, Any]:
-    """Return the specification of these parts: plain values that rebuild them, from their constructor arguments."""
+    """Return the specification of these parts: plain values that rebuild the parts.
+
+    The values are the arguments that were passed to the constructors of the parts.
+    """
     named = _named(parts)
     return dict.fromkeys(PARTS) | {name: _settings_of(name, part) for name, part in named.items()} | _shared_by(named)
 
@@ -63,7 +66,8 @@ def _named(parts: Parts) -> dict[str, Recorded]:
         for name, part in _parts_within(owner):
             if found.setdefault(name, part) is not part:
                 raise UsageError(
-                    f"expected guide and model with the same {name}, got two objects; construct both from one {name}"
+                    f"expected guide and model with the same {name}, got a different {name} object in each; construct "
+                    f"guide and model from one {name}"
                 )
     _refuse_twice(found)
     return found
@@ -96,7 +100,8 @@ def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
                 )
     if "input_shape" not in values:
         raise UsageError(
-            "expected a backbone whose constructor received input_shape, got one without; pass input_shape to it"
+            "expected a backbone whose constructor received input_shape, got a backbone without; construct the "
+            "backbone with input_shape"
         )
     return {"num_targets": 0} | _without_widths(values, parts)
 
@@ -107,7 +112,11 @@ def _shared_names(part: Recorded) -> list[str]:
 
 
 def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shared values without num_features and num_weights if `build_parts` derives the same numbers."""
+    """Return the shared values without num_features and num_weights where `build_parts` derives the same numbers.
+
+    Raises:
+        UsageError: num_features or num_weights does not fit backbone and head.
+    """
     num_features = parts["backbone"].num_features
     expected = {"num_features": num_features}
     if num_features is not None and (head := parts.get("head")):
@@ -115,7 +124,8 @@ def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[st
     for name, value in expected.items():
         if values.get(name, value) != value:
             raise UsageError(
-                f"expected {name}={value}, to fit backbone and head, got {values[name]}; construct the parts alike"
+                f"expected {name}={value}, which fits backbone and head, got {name}={values[name]}; construct all "
+                f"parts with {name}={value}"
             )
     found = {"num_weights": num_features} | expected
     return {name: value for name, value in values.items() if found.get(name) != value}

@@ -1,14 +1,15 @@
 """Construction of the parts of a learner from a specification: the plain values in checkpoints and YAML files.
 
-A specification has an entry {part: {_target_: name of a class, setting: value}} for each of PARTS, and entries for
-arguments that several parts share:
+A specification has an entry {part: {_target_: name of a class, setting: value}} for each part (backbone, head, prior,
+model, guide, objective), and entries for arguments that several parts share:
 
     input_shape     shape of one input of the backbone
     num_classes     number of classes per task
     particles       number of samples of the weights w per task in the loss
     num_targets     size of one label of a regression; 0: labels are classes
     num_weights     number of weights per class, if neither the number of features nor the head determines it
-    and the counts that the source of tasks provides (its `context`)
+
+The source of tasks may provide further counts as shared arguments (its attribute `context`).
 
 No setting of a part may have the name of a shared argument.
 """
@@ -58,7 +59,8 @@ def shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
 def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> Parts:
     """Build all parts of a learner from a specification.
 
-    Each constructor receives the settings of the part, and those shared values and other parts that are its arguments.
+    Each constructor receives the settings of its part. It also receives every shared value and every other part whose
+    name is one of its arguments.
     An entry that is already an object is used unchanged.
 
     Args:

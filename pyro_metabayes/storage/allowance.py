@@ -18,7 +18,7 @@ class Allowance(TorchDispatchMode):
     """Context manager that limits the total memory of the tensors that torch creates from given sizes.
 
     The size of each tensor is computed on the meta device before memory is allocated. The tensors are then created as
-    usual, since constructors may read their values, as those of Pyro's networks do.
+    usual, since constructors may read the values of tensors. For example, the constructors of Pyro's networks do.
 
     Args:
         most: largest number of bytes of all tensors together.
@@ -34,7 +34,7 @@ class Allowance(TorchDispatchMode):
 
     @classmethod
     def of_file(cls, file: Path) -> Self:
-        """Return the limit for building the learner of a checkpoint file: four times the file size, and SLACK bytes."""
+        """Return the limit for building the learner of a checkpoint file: four times the file size plus 16 MiB."""
         claimed_by = "expected a checkpoint of this model and guide, got another: its specification"
         return cls(4 * file.stat().st_size + SLACK, claimed_by)
 
@@ -48,7 +48,8 @@ class Allowance(TorchDispatchMode):
         self.left -= claimed.numel() * claimed.element_size()
         if self.left < 0:
             raise UsageError(
-                f"{self.claimed_by} asks for more memory than a file of this size can fill; check where it comes from"
+                f"{self.claimed_by} asks for more memory than a file of this size can fill; use only files from a "
+                "source that you trust"
             )
 
 

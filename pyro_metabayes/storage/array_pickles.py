@@ -1,7 +1,7 @@
-"""Safe replacements of the functions and classes that pickles of arrays call; they check their arguments.
+"""Safe replacements of the functions and classes that pickles of arrays call. The replacements check their arguments.
 
-numpy.ndarray with a buffer would accept forged addresses of objects. The replacements create arrays only from bytes,
-or from lists of objects that the pickle itself contains.
+numpy.ndarray itself is not safe: a pickle can pass it a buffer with forged addresses of Python objects. The
+replacements create arrays only from bytes, or from lists of objects that the pickle itself contains.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ class _Array(np.ndarray):
             content = content.encode("latin1") if isinstance(content, str) else bytes(content)
             fits = len(content) == size * dtype.value.itemsize
         if not fits:
-            raise ValueError(f"its content does not fit an array of shape {shape} and type {dtype.value}")
+            raise ValueError(f"the content of an array does not fit its shape {shape} and type {dtype.value}")
         super().__setstate__((version, shape, dtype.value, bool(fortran), content))  # type: ignore[arg-type]
 
 
 class _Type:
-    """Replacement of numpy.dtype in pickles: accepts plain dtypes and, of the pickled state, only the byte order."""
+    """Replacement of numpy.dtype in pickles, which accepts plain dtypes only.
+
+    Of the state in the pickle only the byte order is used.
+    """
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         value = np.dtype(code) if isinstance(code, str) else None
         if value is None or value.kind not in KINDS or value.fields or value.subdtype:
-            raise ForbiddenName(f"the array type {code!r}")
+            raise ForbiddenName(f"an array of the type {code!r}")
         self.value = value
 
     def __setstate__(self, state: Any) -> None:
@@ -55,7 +58,7 @@ class _Type:
 
 def _lengths(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
-        raise ValueError(f"it has an array of the invalid shape {shape!r}")
+        raise ValueError(f"an array has the invalid shape {shape!r}")
     return shape
 
 
@@ -65,7 +68,7 @@ def _reconstruct(array: Any, shape: Any, code: Any) -> _Array:
 
 def _frombuffer(content: Any, dtype: _Type, shape: Any, order: str) -> np.ndarray:
     if dtype.value.hasobject:
-        raise ForbiddenName("objects from a buffer")
+        raise ForbiddenName("an array of objects that is read from a buffer")
     return np.frombuffer(content, dtype.value).reshape(_lengths(shape), order="F" if order == "F" else "C")
 
 
@@ -75,20 +78,26 @@ def _scalar(dtype: _Type, content: Any) -> Any:
 
 
 def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement of bytes or bytearray that refuses a number n, for which both would allocate n zeros."""
+    """Return a replacement of `bytes` or `bytearray` that accepts content only.
+
+    A number n is refused, since bytes(n) and bytearray(n) would allocate n zeros.
+    """
 
     def convert(content: Any = b"", *encoding: str) -> Any:
         if not isinstance(content, bytes | bytearray | str | list) or set(encoding) - {"latin1", "latin-1"}:
-            raise ForbiddenName(f"{kind.__name__} of {type(content).__name__}")
+            raise ForbiddenName(f"{kind.__name__} made from an object of type {type(content).__name__}")
         return kind(content, *encoding)
 
     return convert
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode text in latin1; replaces codecs.encode in pickles of bytes that Python 3 writes for Python 2."""
+    """Encode text in latin1.
+
+    This replaces codecs.encode, which Python 3 calls in pickles of bytes for Python 2.
+    """
     if encoding != "latin1":
-        raise ForbiddenName(f"the encoding {encoding!r}")
+        raise ForbiddenName(f"text in the encoding {encoding!r}")
     return text.encode("latin1")
 
 

@@ -55,13 +55,13 @@ def load(path: Path) -> dict[str, Any]:
         check_archive(path, inflation=1)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}")
+            raise ValueError(f"the file contains an object of type {type(state).__name__} instead of a dictionary")
         check_plain(state)
         return state
     except DAMAGED as error:
         raise UsageError(
             f"expected a checkpoint of this package at {path}, got a file that cannot be loaded: {reason_of(error)}; "
-            "it is damaged or not a checkpoint: restore an undamaged copy, or start a new run"
+            "restore an undamaged copy, or start a new run"
         ) from None
 
 

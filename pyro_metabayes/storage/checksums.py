@@ -40,13 +40,19 @@ def refuse_other(got: str, expected: str, what: str) -> None:
     """
     if got != expected:
         raise UsageError(
-            f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it again"
+            f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download the file "
+            "again"
         )
 
 
 @functools.lru_cache(maxsize=4)
 def _read_list(sums: Path, modified: int) -> dict[str, str]:
-    """Read the list of checksums as {path: checksum}. `modified` is a key of the cache, so a changed list is reread."""
+    """Read the list of checksums as {path: checksum}.
+
+    Args:
+        sums: the file with the list.
+        modified: time of its last change. It is part of the key of the cache, so that a changed list is read again.
+    """
     lines = [
         line.split(maxsplit=1)
         for line in sums.read_text(encoding="utf-8-sig", errors="replace").splitlines()

@@ -1,4 +1,7 @@
-"""Permission to download data: only `experiments.prepare` uses `allowed()`, outside of which downloads raise errors."""
+"""Permission to download data.
+
+Downloads raise an error except inside the context manager `allowed()`, which only `experiments.prepare` uses.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,6 @@ def refuse_unless_allowed(what: str, settings: str, instead: str) -> None:
     """
     if not _allowed.get():
         raise UsageError(
-            f"expected {what} in the cache, got none, and this command does not download: download it with python -m "
+            f"expected {what} in the cache, not found, and this command does not download; run python -m "
             f"experiments.prepare {settings}, or {instead}"
         )

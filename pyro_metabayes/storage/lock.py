@@ -22,7 +22,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Context manager that creates a folder with its parents, and at the end removes the new ones that are empty."""
+    """Context manager that creates a folder and its missing parents.
+
+    At the end, created folders that are still empty are removed.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ def alone_in(folder: Path, advice: str) -> Iterator[None]:
         advice: end of the error message, which says how to choose another folder.
 
     Raises:
-        UsageError: another process uses the folder, or it is not writable.
+        UsageError: another process uses the folder, or the folder is not writable.
     """
     from filelock import FileLock
 
@@ -75,8 +78,8 @@ def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"expected a folder that no other process uses, got {folder}, in use by {_holder(folder)}; wait for it, or "
-            f"{advice}"
+            f"expected a folder that no other process uses, got {folder}, in use by {_holder(folder)}; wait until the "
+            f"other process has ended, or {advice}"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

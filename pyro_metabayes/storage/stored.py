@@ -87,9 +87,9 @@ class Stored(nn.Module):
         """Load a learner.
 
         Args:
-            path: a file that `save` wrote, or the folder of a run, of which the best learner is loaded.
-            prefixes: further prefixes of the class names that may be imported, besides those that start with models.,
-                guides. or pyro_metabayes.
+            path: a file that `save` wrote, or the folder of a run, whose best learner is loaded.
+            prefixes: further prefixes of class names that may be imported. Names that start with models., guides. or
+                pyro_metabayes. are always allowed.
             into: a learner that receives the weights, constructed like the saved one; None: build a new learner from
                 the specification in the file.
         """
@@ -108,13 +108,13 @@ class Stored(nn.Module):
             settings: settings of the guide, which replace those in the file.
 
         Raises:
-            UsageError: the name is another one, or the guide does not have a setting.
+            UsageError: `name` is neither of the two, or the guide has no setting of a given name.
         """
         return cls._of_file(pretrained_file(name), (), None, settings)
 
     @classmethod
     def _of_file(cls, path: Path, prefixes: Sequence[str], into: Self | None, settings: Mapping[str, Any]) -> Self:
-        """Load a learner, as `load`, with settings of the guide that replace those in the file."""
+        """Load a learner like `load`; the `settings` replace settings of the guide in the file."""
         saved = saved_learner(path, rebuild=into is None)
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
             if into is None:

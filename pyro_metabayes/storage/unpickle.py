@@ -29,7 +29,7 @@ def load_arrays(path: Path) -> Any:
 
 
 def read_arrays(file: IO[bytes], name: str) -> Any:
-    """Read a pickle of arrays from an open file, as `load_arrays`; `name` is the name of the file in messages."""
+    """Read a pickle of arrays from an open file, like `load_arrays`; messages call the file `name`."""
     try:
         value = _RestrictedUnpickler(BoundedFile(file)).load()
         nested_values(value)
@@ -71,7 +71,7 @@ def _text(value: Any) -> str:
 def flat_array(value: Any, name: str) -> np.ndarray:
     """Convert a list of numbers or strings to an array; return an array unchanged.
 
-    Nested lists raise a UsageError, since the size of their array is not bounded by the size of the file.
+    Nested lists raise a UsageError, since the array of a nested list can be much larger than the file.
     """
     if isinstance(value, np.ndarray):
         return np.asarray(value)
@@ -79,7 +79,10 @@ def flat_array(value: Any, name: str) -> np.ndarray:
         isinstance(item, int | float | str | bytes | np.generic) for item in value
     ):
         return np.asarray(value)
-    raise UsageError(f"expected an array, or a list of numbers or strings, in {name}, got {type(value).__name__}")
+    raise UsageError(
+        f"expected an array, or a list of numbers or strings, in {name}, got an object of type {type(value).__name__}; "
+        "download the file again"
+    )
 
 
 def _load_bytearray(unpickler: Any) -> None:
@@ -88,9 +91,9 @@ def _load_bytearray(unpickler: Any) -> None:
 
 
 def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap an unpickling function of tuples so that it raises a ValueError for tuples with too many nested values.
+    """Wrap an unpickling function of tuples so that tuples with too many nested values raise a ValueError.
 
-    Hashing a tuple takes time proportional to this number.
+    Such tuples are refused since the time to hash a tuple is proportional to the number of its nested values.
     """
 
     def load_bounded(unpickler: Any) -> None:
@@ -98,16 +101,17 @@ def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
         value = unpickler.stack[-1]
         size = 1 + sum(unpickler.tuple_sizes.get(id(item), (1,))[0] for item in value)
         if size > MOST_VALUES:
-            raise ValueError("its values are nested too deeply")
+            raise ValueError("values in the file are nested too deeply")
         unpickler.tuple_sizes[id(value)] = size, value
 
     return load_bounded
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """Unpickler that resolves only ALLOWED_NAMES.
+    """Unpickler that can call only the functions and classes in ALLOWED_NAMES, which are harmless.
 
-    It is derived from the unpickler written in Python, since the one in C allocates as many objects as the file claims.
+    Its base class is Python's unpickler written in Python. The one written in C allocates as many objects as the file
+    claims to have.
     """
 
     dispatch = pickle._Unpickler.dispatch | {
@@ -124,8 +128,11 @@ class _RestrictedUnpickler(pickle._Unpickler):
         self.tuple_sizes: dict[int, tuple[int, Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the safe replacement of a function or class; raise ForbiddenName if it is not in ALLOWED_NAMES."""
+        """Return the safe replacement of a function or class.
+
+        A function or class that is not in ALLOWED_NAMES, the harmless ones, raises ForbiddenName.
+        """
         module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
         if (module, name) not in ALLOWED_NAMES:
-            raise ForbiddenName(f"{module}.{name}")
+            raise ForbiddenName(f"the function or class {module}.{name}")
         return ALLOWED_NAMES[module, name]

@@ -41,7 +41,10 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Context manager that turns exceptions in DAMAGED into a UsageError "expected WHAT, got another: REASON"."""
+    """Context manager that turns an exception for a damaged file (DAMAGED) into a UsageError.
+
+    The message is "expected {what}, got another: {message of the exception}".
+    """
     try:
         yield
     except UsageError:
@@ -61,7 +64,7 @@ def plain_name(name: str, where: object) -> str:
     """Return the name of a file or folder if it contains no path; otherwise raise a UsageError.
 
     Args:
-        name: a name from an untrusted file, such as that of a class.
+        name: a name from an untrusted file, such as the name of a class.
         where: the file that lists the name, for the message.
     """
     leads_out = name in (".", "..") or any(sign in name for sign in "/\\\0")
@@ -83,7 +86,10 @@ def within(folder: Path, name: str) -> Path:
 
 
 class BoundedFile:
-    """A file that refuses to read beyond its end, since a read would first allocate the requested size."""
+    """A file that refuses to read more bytes than it has.
+
+    Without this check a read would first allocate memory for all requested bytes.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         position = file.tell()
@@ -92,7 +98,7 @@ class BoundedFile:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self.remaining:
-            raise EOFError("its content is shorter than it claims")
+            raise EOFError("the content of the file is shorter than the file claims")
         self.remaining -= size
         return self.file.read(size)
 
@@ -103,19 +109,22 @@ class BoundedFile:
 
 
 def check_archive(path: Path, inflation: int = INFLATION) -> None:
-    """Raise a ValueError if the parts of a zip file claim more uncompressed bytes than its size allows.
+    """Raise a ValueError if the files in a zip archive claim more uncompressed bytes than the archive can contain.
 
     Args:
-        path: the file.
-        inflation: largest ratio of uncompressed to compressed bytes; 1: the file must be uncompressed.
+        path: the archive.
+        inflation: largest ratio of uncompressed to compressed bytes; 1: the archive must be uncompressed.
     """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
-            raise ValueError("it lists parts that are larger than the file allows")
+            raise ValueError("the archive lists files that are larger than its size allows")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file without unpickling; a file that is not one raises an exception in DAMAGED."""
+    """Read the arrays of an .npz file without unpickling.
+
+    Another or a damaged file raises one of the exceptions in DAMAGED.
+    """
     check_archive(path)
     # The file is opened here, since numpy does not close a damaged file.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -125,33 +134,33 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Raise a ValueError if an array header claims more bytes than are there, since numpy first allocates this size."""
+    """Raise a ValueError if an array header claims more bytes than the file has; numpy would allocate all of them."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         size = part.file_size if dtype.hasobject else int(np.prod(shape, dtype=object)) * dtype.itemsize
         if min(shape, default=0) < 0 or size > part.file_size:  # object arrays are refused when they are read
-            raise ValueError(f"its part '{part.filename}' states the shape {shape} but has fewer bytes")
+            raise ValueError(f"the array '{part.filename}' claims the shape {shape} but has fewer bytes")
 
 
 def check_plain(value: Any) -> None:
     """Raise a ValueError unless the value consists of numbers, text, tensors and containers of these."""
     for item in nested_values(value):
         if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
-            raise ValueError("it has keys that are neither text nor integers")
+            raise ValueError("a dictionary has keys that are neither text nor integers")
         if isinstance(item, Tensor):
             _check_tensor(item)
         elif not isinstance(item, PLAIN):
-            raise ValueError(f"it holds an object of type {type(item).__name__}")
+            raise ValueError(f"an object of the type {type(item).__name__} is not a plain value")
 
 
 def nested_values(value: Any) -> list[Any]:
     """List a value and all values nested in it, each object once.
 
     Raises:
-        ValueError: there are more than MOST_VALUES values or DEEPEST levels, as in lists that contain each other. An
-            object in several places counts once per place.
+        ValueError: there are more than a million values (MOST_VALUES) or 30 levels (DEEPEST), for example because lists
+            contain each other. Here an object that occurs in several places counts once per place.
     """
     values: list[Any] = []
     sizes: dict[int, tuple[int, int]] = {}  # by id: number of nested values, and depth of the nesting
@@ -164,7 +173,7 @@ def nested_values(value: Any) -> list[Any]:
             values.append(item)
         count, depth = sizes[id(item)]
         if count > MOST_VALUES or level + depth > DEEPEST:
-            raise ValueError("its values are nested too deeply")
+            raise ValueError("values in the file are nested too deeply")
         return count, depth
 
     measure(value, 0)
@@ -180,7 +189,10 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    """Raise a ValueError if a tensor is not dense, or has more entries than its storage, as strides of 0 allow."""
+    """Raise a ValueError if a tensor is not dense, or has more entries than its storage.
+
+    A tensor with a stride of 0 can claim more entries than its storage has.
+    """
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError("it holds a tensor that claims to be larger than its content")
+        raise ValueError("a tensor claims to be larger than its content, or is not dense")

@@ -36,17 +36,18 @@ def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
     """Read a saved learner, a mapping {specification, frozen, weights}, from a file or from the folder of a run.
 
     Args:
-        path: the file, or the folder of a run, of which the best learner is read.
+        path: the file, or the folder of a run, whose best learner is read.
         rebuild: whether the specification is needed.
 
     Raises:
-        UsageError: there is no learner, or its specification is needed and was not saved.
+        UsageError: the file has no learner, or the specification is needed and was not saved.
     """
     state = checkpoint.load(checkpoint.file_of(path))
     saved = state.get("best", state.get("learner"))
     if not isinstance(saved, dict):
         raise UsageError(
-            f"expected a checkpoint with a learner at {path}, got one with the entries {sorted(map(str, state))}"
+            f"expected a checkpoint with a learner at {path}, got a checkpoint with the entries "
+            f"{sorted(map(str, state))}; pass the folder of a run, or a file that MetaLearner.save wrote"
         )
     if rebuild and saved.get("specification", {}) is None:
         raise UsageError(

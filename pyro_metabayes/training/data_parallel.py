@@ -27,8 +27,9 @@ def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
     """
     if num_tasks % processes:
         raise UsageError(
-            f"expected train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, "
-            f"{processes}, got {num_tasks}; change one of the two, or trainer.devices"
+            "expected the number of tasks per step to be a multiple of the number of processes, got "
+            f"{num_tasks} tasks and {processes} processes; change train.tasks_per_step (in fit: batch_size) or "
+            "trainer.devices"
         )
 
 
@@ -65,9 +66,8 @@ class TaskShard:
 
         Args:
             step: number of the step, from 0.
-            batch: number of the batch, if the tasks of the step are divided into batches; the range is that of
-                this batch.
-            batches: number of batches of equal size.
+            batch: number of the batch, from 0; the range has the tasks of this batch.
+            batches: number of batches of equal size into which this process divides its tasks of the step.
         """
         size = self.size // batches
         start = step * self.num_tasks + self.rank * self.size + batch * size
@@ -85,7 +85,11 @@ class TaskShard:
         return noise_of_process(self.rank * batches + batch, self.num_processes * batches)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Average the means of each process over the processes; the result is NaN if the mean of a process is NaN."""
+        """Average terms over all processes. An average is NaN if the term of any process is NaN.
+
+        Args:
+            terms: {name: mean over the tasks of this process}.
+        """
         if self.num_processes == 1:
             return dict(terms)
         total = torch.stack([value.detach() for value in terms.values()])
@@ -113,7 +117,7 @@ class Gradients:
     """Accumulation of the gradient of the loss of a step over batches of equal size.
 
     All batches start from the same random state, and each uses the noise of its own tasks. So the number of batches
-    changes the memory use of a step, but the gradient only by rounding errors.
+    changes the memory use of a step. It changes the gradient by rounding errors only.
 
     Args:
         fabric: Lightning Fabric, which has the device and the processes.

@@ -45,13 +45,16 @@ class AnyDevice(Accelerator):
 
 
 def fabric_alone(device: torch.device) -> Fabric:
-    """Construct a Fabric for a single process, also inside a job of Slurm, LSF or MPI, which Fabric would else join."""
+    """Construct a Fabric for a single process.
+
+    Without this function, Fabric would join the other processes of a job of Slurm, LSF or MPI.
+    """
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
 
 
 def fabric_in_group(device: torch.device) -> Fabric:
-    """Construct a Fabric for a process of torchrun, which averages gradients over all processes by DDP.
+    """Construct a Fabric for one of the processes that torchrun started. DDP averages the gradients over all processes.
 
     static_graph is set, since every step uses the same subset of the parameters.
     """
@@ -68,8 +71,9 @@ def fabric_in_group(device: torch.device) -> Fabric:
 
 
 def fabric_of_process(device: torch.device) -> Fabric:
-    """Construct a Fabric with gradient averaging if a process group of torchrun or of a command is initialised.
+    """Construct a Fabric for this process.
 
+    The Fabric averages gradients over all processes if torchrun, or a command, has initialised a process group.
     Otherwise the Fabric has a single process.
     """
     in_group = TorchElasticEnvironment.detect() and distributed.is_initialized()

@@ -65,7 +65,7 @@ def fit(
 
     Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. With a folder, the same
     call continues an interrupted training, with the same result bit for bit. Construct learner, optimiser and scheduler
-    as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and `callbacks` may change.
+    as before; `fit` loads their saved states. Only `steps`, `patience`, `log_every` and `callbacks` may change.
     The folder has the files of `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
 
     In a script that torchrun has started, after `torch.distributed.init_process_group()`, each process computes an
@@ -73,17 +73,17 @@ def fit(
 
     Args:
         learner: the learner to train.
-        train: training tasks: a stream of tasks, of which each batch takes the next `batch_size`; Episodes or a list of
-            Episodes, whose tasks are repeated; or batches, from an iterable or from a function of the batch number 0,
-            1, ... (torch's seed is the batch number during the call).
+        train: training tasks, in one of three forms. A stream of tasks: each batch takes the next `batch_size` tasks.
+            Episodes or a list of Episodes: the tasks are repeated. An iterable of batches, or a function from the batch
+            number 0, 1, ... to a batch: during a call of the function torch's seed is the batch number.
         val: validation tasks: a stream of tasks, Episodes, or a list of Episodes.
         steps: number of steps of the optimiser; 0: the learner is saved untrained.
         optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device,
             or an `Optimisation`; None: Adam with a cosine schedule of the learning rate from 1e-3 to 0.
         scheduler: any torch scheduler of this optimiser; `fit` calls its `step` after every step, or, for
             ReduceLROnPlateau, with the NLL after every validation. None: constant learning rates.
-        accumulate: number of batches per step, whose gradients are averaged. Up to rounding errors, the result equals
-            that of one batch with all these tasks.
+        accumulate: number of batches per step, whose gradients are averaged. Up to rounding errors, one batch with all
+            these tasks has the same result.
         callbacks: functions that are called with the metrics of each logged step, an entry of `History.lines`. Random
             numbers that they draw do not change the training.
         patience: number of successive validations without a smaller NLL after which training ends; None: never.
@@ -91,12 +91,12 @@ def fit(
         batch_size: number of tasks per batch; unused if `train` consists of batches.
         kl_weight: weight of the KL term of the loss, or {"start": 1e-6, "end": 1.0, "steps": 1000}: linear warm-up.
         clip: largest norm of the gradient; 0: no clipping.
-        clip_value: largest absolute entry of the gradient, clipped before the norms; 0: no clipping.
+        clip_value: largest absolute entry of the gradient; entries are clipped before norms. 0: no clipping.
         clip_each: largest norm of the gradient of each parameter; 0: no clipping.
         on_nan: reaction to a loss or gradient that is not finite: "stop" the training, or "skip" the step.
         log_every: number of steps between two logged lines.
         validate_every: number of steps between two validations and saves; the last step is always validated.
-        validation_tasks: number of validation tasks; None: all tasks, or 100 of an endless stream.
+        validation_tasks: number of validation tasks; None: all tasks of `val`, or 100 tasks if `val` is endless.
         seed: seed of the random draws for the metrics of logged steps and validations.
         config: plain values to store in the checkpoint, from a caller that has locked the folder and checked that it
             holds no other training; None: `fit` locks and checks the folder.
@@ -175,15 +175,15 @@ def _description(
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
-    """Return the stream of training tasks, and the number of its entries per batch (1 if each entry is a batch)."""
+    """Return the stream of training tasks, and the number of its entries (tasks, or whole batches) per batch."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size
     if processes > 1 or not (callable(train) or isinstance(train, Iterable)):
         raise UsageError(
-            "expected train to be a TaskStream, Episodes, a list of Episodes or, in one process, an iterable or "
-            f"function of batches, got an object of type {type(train).__name__}; "
-            'bank.tasks("train") makes a TaskStream of a Bank'
+            "expected train to be a TaskStream, Episodes or a list of Episodes (or, with a single process, an iterable "
+            f"of batches or a function that returns a batch), got an object of type {type(train).__name__}; "
+            'for a Bank pass bank.tasks("train")'
         )
     return BatchStream(train, kept=accumulate), 1
 
@@ -194,6 +194,6 @@ def _optimisation(
     """Combine the optimiser and scheduler of the caller; None if the default optimiser is to be used."""
     if optimiser is None or isinstance(optimiser, Optimisation):
         if scheduler is not None:
-            raise UsageError("expected the torch optimiser of the scheduler, got none; also pass optimiser=")
+            raise UsageError("expected the torch optimiser of the scheduler, got none; pass optimiser= as well")
         return optimiser
     return OptimisationByUser(learner, optimiser, scheduler, steps)

@@ -54,9 +54,9 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of later steps than `step` from a log file, and return the remaining lines.
+    """Remove the lines of all steps after number `step` from a log file, and return the remaining lines.
 
-    A training that is resumed at `step` repeats the later steps.
+    A training that is resumed at `step` repeats the removed steps.
     """
     if not path.exists():
         return []
@@ -98,7 +98,10 @@ class Log:
         return kept
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Return whether the last `patience` validations, or more, have not decreased the smallest validation NLL."""
+        """Return whether training ends early, since the smallest validation NLL is at least `patience` validations old.
+
+        None as `patience` never ends training.
+        """
         if patience is None or not (scores := validation_scores(self.lines)):
             return False
         return len(scores) - 1 - scores.index(min(scores)) >= patience
@@ -131,13 +134,20 @@ class History:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """Metrics of the step with the smallest validation NLL, after which the learner had its final weights."""
+        """Metrics of the validated step with the smallest validation NLL.
+
+        After the training the learner has the weights that it had after this step.
+        """
         if not (scores := validation_scores(self.lines)):
             raise UsageError("expected a training with a validation, got a training of 0 steps; train for steps >= 1")
         return [line for line in self.lines if "val_nll" in line][scores.index(min(scores))]
 
     def curve(self, name: str) -> tuple[list[int], list[Any]]:
-        """Return the logged steps that have the metric `name`, and its values, for a plot."""
+        """Return the data for a plot of the metric `name` over the steps.
+
+        Returns:
+            The logged steps that have this metric, and the values of the metric at these steps.
+        """
         lines = [line for line in self.lines if line.get(name) is not None]
         return [line["step"] for line in lines], [line[name] for line in lines]
 

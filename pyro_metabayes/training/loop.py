@@ -44,11 +44,15 @@ class MetaTraining:
     part of the tasks of a step; only the first process validates, calls callbacks and writes files.
 
     Args:
-        learner, stream, validation, settings: the learner, training tasks, validation tasks, and training settings.
+        learner: the learner to train.
+        stream: training tasks.
+        validation: validation tasks.
+        settings: training settings.
         folder: folder of checkpoint and log; None: no files are written.
-        fabric, config: Lightning Fabric with device and processes; plain values to store in the checkpoint.
+        fabric: Lightning Fabric, which has the device and the processes.
+        config: plain values to store in the checkpoint.
         seed: seed of the random draws for the metrics of logged steps and validations.
-        optimisation: the optimiser with its learning-rate schedule; None: as the settings say.
+        optimisation: the optimiser with its learning-rate schedule; None: those that `settings` describes.
         accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
         patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
         callbacks: functions that are called with the metrics of each logged step.
@@ -180,7 +184,7 @@ class MetaTraining:
         return line
 
     def _last_tasks(self) -> Episodes:
-        """Return the tasks of the last step, of all processes."""
+        """Return the tasks that all processes together used in the last step."""
         stop = self.state.step * self.settings.tasks_per_step
         return self.stream.batch(stop - self.settings.tasks_per_step, stop).to(self.fabric.device)
 

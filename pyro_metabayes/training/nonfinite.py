@@ -35,7 +35,7 @@ class NonFiniteMonitor:
         self.causes: dict[str, Tensor] = {}
 
     def finite_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return {name: whether it is finite} for the terms of the loss and the unclipped gradients of parameters."""
+        """Return {name: whether all entries are finite} for the terms of the loss and the unclipped gradients."""
         parts = [name for name in terms if name != "loss"]
         flags = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum last, after its terms
         return flags | {
@@ -49,11 +49,13 @@ class NonFiniteMonitor:
         return {f"parameter {name}": _finite(parameter) for name, parameter in self.parameters.items()}
 
     def mark(self, step: int, finite: Mapping[str, Tensor]) -> None:
-        """Record the step and its non-finite quantities if there are any, and no earlier step was recorded.
+        """Record the step and its non-finite quantities.
+
+        Nothing is recorded if all quantities are finite, or if an earlier step has been recorded.
 
         Args:
             step: number of the step.
-            finite: {name of a quantity: boolean tensor [], whether it is finite}.
+            finite: {name of a quantity: whether the quantity is finite, as a boolean tensor []}.
         """
         bad = ~torch.stack(list(finite.values()))
         is_first = bad.any() & (self.first_step < 0)
@@ -93,7 +95,10 @@ class NonFiniteMonitor:
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Return a boolean tensor [], whether all entries are finite (their largest absolute value is then finite)."""
+    """Return whether all entries are finite, as a boolean tensor [].
+
+    All entries are finite if and only if the largest absolute value is finite.
+    """
     return torch.isfinite(torch.linalg.vector_norm(values.detach(), torch.inf))
 
 

@@ -98,7 +98,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UsageError(
-            "expected a learner with parameters to train, got model and guide without parameters; use another guide="
+            "expected a learner with parameters to train, got model and guide without any; use a guide with parameters"
         )
     rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
@@ -136,7 +136,7 @@ def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
 
 
 def idle_rates(learner: nn.Module, settings: TrainSettings) -> list[str]:
-    """Return the keys of train.learning_rates that match no trained parameter (guide.scale of a point estimate)."""
+    """Return the keys of train.learning_rates that match no trained parameter."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     used = {rate_of(name, _current_rates(settings, trainable)) for name in trainable}
     return [name for name in settings.learning_rates if (current_name(name, trainable) or name) not in used]
@@ -148,7 +148,7 @@ def _current_rates(settings: TrainSettings, trainable: Mapping[str, nn.Parameter
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
-    """Clip the entries of the gradient, then its norm per parameter, then its total norm, as the settings say."""
+    """Clip the gradient as in TrainSettings: first its entries, then its norm per parameter, then its total norm."""
     for parameter in (parameter for parameter in learner.parameters() if parameter.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
@@ -159,10 +159,10 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 
 
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
-    """Take a step of the optimiser, and undo it if `nonfinite` is true.
+    """Take a step of the optimiser, and undo the step if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without host synchronisation. (Exception: for Adam
-    on a device that is not in `CAPTURABLE`, the host reads the flag, since the step count of Adam is on the host.)
+    Parameters, moments and step counts are restored on the device, without host synchronisation. Adam is an exception
+    on devices other than CUDA and XPU: its step count is on the host, so the host waits for `nonfinite`.
 
     Args:
         nonfinite: boolean tensor [], whether the loss or a gradient of this step is not finite.
@@ -193,7 +193,7 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
 
 
 def compile_networks(learner: nn.Module) -> None:
-    """Compile the modules that are marked `pure` in place; these are functions of tensors without Pyro effects."""
+    """Compile in place the modules that are marked `pure`: functions of tensors without Pyro effects."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile()

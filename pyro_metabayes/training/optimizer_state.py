@@ -27,7 +27,7 @@ class Optimisation(Protocol):
         """Update the schedule; the training loop calls this after every step."""
 
     def end_validation(self, nll: float) -> None:
-        """Update the schedule; the training loop calls this after every validation, with its NLL in nats per query."""
+        """Update the schedule; the training loop calls this after every validation with the NLL in nats per query."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain values and tensors, for a checkpoint."""
@@ -69,7 +69,10 @@ class OptimisationBySettings:
 
 
 def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
-    """Return the `state_dict` of the optimiser with a list "names" of the parameters, in the order of their numbers."""
+    """Return the `state_dict` of the optimiser, with an additional entry "names".
+
+    The optimiser numbers its parameters 0, 1, ...; entry i of "names" is the name of parameter i.
+    """
     name_of = {parameter: name for name, parameter in learner.named_parameters()}
     names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     return {**optimizer.state_dict(), "names": names}
@@ -84,7 +87,7 @@ def restore_optimizer(
         optimizer: the optimiser, whose moments are replaced.
         state: the result of `optimizer_state` in a checkpoint.
         learner: the learner whose parameters are trained.
-        weights: names of the weights in the checkpoint; needed for version 0.1, which saved moments without names.
+        weights: names of the weights in the checkpoint; needed for files of version 0.1, whose moments have no names.
 
     Raises:
         UsageError: the optimiser has other parameter groups than the saved one.
@@ -95,8 +98,8 @@ def restore_optimizer(
     names = [current_name(name, number_of) for name in saved_names]
     if _layout(own["param_groups"], own["names"]) != _layout(state["param_groups"], names):
         raise UsageError(
-            "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
-            "interrupted run, got different ones; set them as before, or start a new run"
+            "expected the train.optimizer, backbone.frozen and names in train.learning_rates of the interrupted run, "
+            "got different values; set these three settings as before, or start a new run"
         )
     moments = {number_of[str(names[number])]: values for number, values in state["state"].items()}
     _check_moments(moments, optimizer)
@@ -110,7 +113,7 @@ def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimize
     for number, values in moments.items():
         shapes = {value.shape for name, value in values.items() if name != "step" and value is not None}
         if values.keys() - kinds or (values and kinds - values.keys()) or shapes - {parameters[number].shape}:
-            raise ValueError(f"the moments of parameter {number} belong to another optimiser or shape")
+            raise ValueError(f"the moments of parameter {number} are those of another optimiser or shape")
 
 
 def _names_in_groups(state: Mapping[str, Any], weights: Iterable[str], number_of: Mapping[str, int]) -> list[str]:

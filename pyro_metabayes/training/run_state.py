@@ -27,7 +27,7 @@ class RunState:
         step: number of steps taken.
         seconds: training time so far, in seconds.
         best: weights and specification of the learner with the smallest validation NLL so far (`portable`).
-        best_nll: validation NLL of that learner, in nats per query.
+        best_nll: smallest validation NLL so far, in nats per query.
         skipped_steps: number of skipped steps, as a scalar tensor on the device.
 
     Args:
@@ -76,11 +76,11 @@ class RunState:
 
         Args:
             folder: folder of the run.
-            config: plain values that describe the training; a checkpoint of another training by `fit` is refused.
+            config: plain values that describe the training. A checkpoint of `fit` with another description is refused.
             num_steps: number of steps of the training.
 
         Raises:
-            UsageError: the checkpoint belongs to another training or learner, is damaged, or has more steps.
+            UsageError: the checkpoint belongs to another training or learner, is damaged, or has over num_steps steps.
         """
         if (path := within(folder, "checkpoint.pt")).exists():
             with expecting(f"the checkpoint of an interrupted run in {folder}"):
@@ -103,8 +103,8 @@ class RunState:
         step = count_of(training["step"])
         if step > num_steps:
             raise UsageError(
-                f"expected steps >= {step}, the number that the training in {folder} has taken, got {num_steps}; "
-                "increase steps"
+                f"expected steps >= {step}, since the training in {folder} has already taken {step} steps, got "
+                f"steps={num_steps}; increase steps"
             )
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.refuse_other(state["learner"]["weights"])

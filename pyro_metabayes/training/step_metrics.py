@@ -79,8 +79,8 @@ def step_metrics(
 
     Returns:
         Terms of the loss and metrics by name. elbo is log_likelihood - kl, or None if -loss is not a lower bound on the
-        log evidence. kl is the term of the loss if it has a closed form; otherwise it is the estimate of `measure`,
-        which is more precise, with the standard error kl_monte_carlo_error.
+        log evidence. If the KL has a closed form, kl is the KL term of the loss. Otherwise kl is the estimate of
+        `measure`, which is more precise than the term of the loss; its standard error is kl_monte_carlo_error.
     """
     if not math.isfinite(terms["loss"]):
         return dict.fromkeys((*terms, *LOGGED_METRICS))

@@ -20,15 +20,15 @@ class OptimisationByUser:
     Checkpoints store the states of optimiser and scheduler, including the learning rates.
 
     Args:
-        learner: the learner; a note is printed if the optimiser lacks some of its trained parameters.
+        learner: the learner; a note is printed if the optimiser lacks some trained parameters of the learner.
         optimiser: optimiser of some or all parameters of the learner.
         scheduler: scheduler of this optimiser; None: constant learning rates.
         steps: number of steps of the training.
 
     Raises:
         UsageError: the optimiser has parameters of another module, has only frozen parameters or needs a closure; the
-            scheduler has another optimiser, ends too early or maximises its score; or the state of optimiser or
-            scheduler cannot be saved.
+            scheduler has another optimiser, ends before the training does, or maximises the NLL; or the state of
+            optimiser or scheduler cannot be saved.
     """
 
     def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
@@ -69,8 +69,8 @@ class OptimisationByUser:
         """Restore a state from a checkpoint; raise a UsageError if it belongs to another optimiser or scheduler."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
             raise UsageError(
-                "expected the optimiser and scheduler of the interrupted training, got different ones; "
-                "pass the same ones"
+                "expected the optimiser and scheduler of the interrupted training, got a different optimiser or "
+                "scheduler; pass the same as before"
             )
         _check_groups(state["optimiser"], self.optimizer)
         if self.scheduler is not None:
@@ -81,7 +81,10 @@ class OptimisationByUser:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
 
     def _refuse_other_options(self, state: Mapping[str, Any]) -> None:
-        """Raise a UsageError if the options are those neither of the start of the training nor of the checkpoint."""
+        """Raise a UsageError if optimiser or scheduler have other options than in the interrupted training.
+
+        The options may be those at the start of that training, or those in its last checkpoint.
+        """
         if (constructed := state.get("constructed")) is None:  # a checkpoint of an earlier version
             return
         own, last = self._options(), _named_options(state["optimiser"]["param_groups"], state["scheduler"] or {})
@@ -101,7 +104,7 @@ def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
         raise UsageError(
             "expected an optimiser with the parameter groups of the interrupted training, got other groups; construct "
-            "it as before"
+            "the optimiser as before"
         )
     for one, other in zip(own, saved, strict=True):
         _check_names(one, other, "optimiser")
@@ -133,6 +136,6 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) ->
     if own.keys() != saved.keys():
         different = ", ".join(sorted(map(str, own.keys() ^ saved.keys())))
         raise UsageError(
-            f"expected the {what} of the interrupted training, got another (the options {different} differ); pass the "
-            "same one"
+            f"expected the {what} of the interrupted training, got a {what} with other options ({different} occur in "
+            f"only one of the two); construct the {what} as before"
         )

@@ -27,7 +27,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
-    """Compute the class shares of the queries: their mean assignment to each class, and at least LEAST_SHARE.
+    """Compute the class shares of the queries: the mean assignment to each class, bounded below by LEAST_SHARE.
 
     Args:
         assignments: probabilities of C classes for Q queries of T tasks [T, Q, C].

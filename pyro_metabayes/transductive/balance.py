@@ -18,8 +18,8 @@ WITH_ESTIMATE = (*BALANCES, "estimated")  # choices of guides that assign querie
 def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCES) -> None:
     """Check the setting `guide.balance`, which says what the guide assumes about the class marginal of the queries.
 
-    `unknown`: nothing. `known`: it is uniform. `estimated`: it is estimated from the queries. `known` and `estimated`
-    add a term per class to the logits.
+    `unknown` assumes nothing. `known` assumes that the class marginal is uniform. `estimated` estimates the class
+    marginal from the queries. `known` and `estimated` add a term per class to the logits.
 
     Args:
         balance: value of the setting.
@@ -73,7 +73,7 @@ def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: T
     Otherwise the weights are returned unchanged.
 
     Args:
-        balance: one of BALANCES.
+        balance: value of the setting, `known` or `unknown`.
         model: the model, which computes the logits.
         w: weights [T, C, W]: W numbers for each of C classes of T tasks.
         observed: the tasks.
@@ -89,15 +89,15 @@ def assign(balance: str, logits: Tensor, mask: Tensor, term: Tensor, num_iterati
     """Compute soft assignments softmax(logits + term) of the queries, and the class term of the next step.
 
     Args:
-        balance: one of WITH_ESTIMATE. `unknown`: the term does not change. `known`: the term is computed from these
-            logits by Sinkhorn's projection. `estimated`: the term of the next step is the log of the mean assignment.
+        balance: `unknown`: the term does not change. `known`: the term is computed from `logits` by Sinkhorn's
+            projection. `estimated`: the term of the next step is the log of the mean assignment.
         logits: logits of C classes for Q queries of T tasks [T, Q, C].
         mask: [T, Q], False for masked queries.
         term: class term of the last step [T, 1, C].
         num_iterations: number of Sinkhorn iterations, which start at `term`.
 
     Returns:
-        The assignments [T, Q, C] and the term [T, 1, C].
+        The assignments [T, Q, C], and the class term of the next step [T, 1, C].
     """
     if balance == "known":
         term = class_term(logits, mask, num_iterations=num_iterations, start=term)

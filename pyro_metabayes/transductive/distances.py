@@ -1,4 +1,4 @@
-"""Logits from squared distances to class centroids, and their vector-Jacobian product for the centroids."""
+"""Logits from squared distances to class centroids, and their vector-Jacobian product with respect to the centroids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def distance_logits(means: Tensor, x: Tensor) -> Tensor:
 def distance_pullback(means: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
     """Compute the vector-Jacobian product of `distance_logits` with respect to the centroids m.
 
-    It is sum_i (d logits_i / d m)^T g_i, for class c the sum over points i of g_ic (x_i - m_c).
+    The product is sum_i (d logits_i / d m)^T g_i. Its entry for class c is sum_i g_ic (x_i - m_c), over points i.
 
     Args:
         means: centroids m of C classes [T, C, D], for T tasks and D features.

@@ -39,7 +39,9 @@ class Labelling:
 
 
 def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
-    """Return the state before the first round: only the support set is labelled, and all classes have equal counts.
+    """Return the state before the first round.
+
+    Only the support set is labelled. The queries of a task are assumed to be equally many in each class.
 
     Args:
         observed: T tasks of S support points and Q queries.
@@ -79,9 +81,9 @@ def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Ten
 def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
     """Train a linear classifier per task by SGD, and return the cross-entropy of each point, averaged over the steps.
 
-    SGD has momentum and weight decay, and minimises the mean cross-entropy over all points. The classifier has weights
-    a start + beta^T x and offsets sum_i beta_i, with a number a and a matrix beta [N, C] per task. Its logits need only
-    the Gram matrix of the points.
+    SGD has momentum and weight decay, and minimises the mean cross-entropy over all points. The classifier always has
+    the weights a * start + beta^T x and the offsets sum_i beta_i, with a number a and a matrix beta [N, C] per task. So
+    the steps need only the Gram matrix of the points, and the products of the points with `start`.
 
     Args:
         x: N points with D features of T tasks [T, N, D].
@@ -116,8 +118,8 @@ def cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> T
         per_class: number of queries to select per class.
 
     Returns:
-        Boolean tensor [T, N]: whether the point is among the `per_class` open queries with the smallest losses of those
-        with the same label.
+        Boolean tensor [T, N], true for the selected queries: for each label, the `per_class` open queries with this
+        label that have the smallest losses.
     """
     of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
     best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)

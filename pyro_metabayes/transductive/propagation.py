@@ -1,6 +1,7 @@
 """Label propagation on the graph of nearest neighbours of the points of a task.
 
-Zhou et al., "Learning with Local and Global Consistency", NeurIPS 2004; used as by Lazarou, Stathaki and Avrithis 2021.
+Zhou et al., "Learning with Local and Global Consistency", NeurIPS 2004, in the form of Lazarou, Stathaki and Avrithis
+2021.
 """
 
 from __future__ import annotations

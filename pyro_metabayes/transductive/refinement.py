@@ -45,8 +45,8 @@ class Refinement(nn.Module):
     def forward(self, model: Model, observed: Observed, num_steps: int, rate: Tensor | float = 1.0) -> Tensor:
         """Compute the refined class means m^K, and return the weights of the classifier with these means.
 
-        For `estimated`, the log of the class shares is added to the logits; for `known`, the class term of Sinkhorn's
-        projection.
+        If the setting `balance` is `estimated`, the weights also add the log of the class shares to the logits. If it
+        is `known`, they add the class term of Sinkhorn's projection. If it is `unknown`, they add nothing.
 
         Args:
             model: the model.

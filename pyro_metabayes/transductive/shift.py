@@ -17,7 +17,7 @@ from pyro_metabayes.transductive.assignments import masked_mean
 
 @dataclass(frozen=True, eq=False)
 class ShiftedPoints:
-    """Support points of T tasks, followed by the shifted queries x_i + xi with xi = mean(support) - mean(query).
+    """Support points of T tasks, followed by the queries plus a shift, which is mean(support) - mean(query).
 
     There are S support points and Q queries per task, with D features.
     """

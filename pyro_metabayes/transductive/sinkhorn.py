@@ -50,7 +50,8 @@ def class_term(
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
     """Run Sinkhorn's iterations on the transport plans [..., T, C, Q] of T tasks, for C classes and Q queries.
 
-    The scaling of the plan is regularly added to b as a logarithm, before it overflows.
+    The columns of a plan are scaled. Every few iterations the logarithm of the scaling is added to the class term b and
+    the scaling is reset to 1, so that it does not overflow.
     """
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
@@ -68,9 +69,9 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 
 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
-    """Attach to the solution b of m(b) = shares, m the mean prediction, the gradient db = J^-1 (d shares - dm).
+    """Attach a gradient to the solution b of m(b) = shares, where m(b) is the mean prediction of the queries.
 
-    J is dm / db.
+    The gradient is db = J^-1 (d shares - dm), where J = dm / db is the Jacobian (implicit function theorem).
     """
     probs = (logits + solution).softmax(-1)
     marginal = masked_mean(probs, mask)

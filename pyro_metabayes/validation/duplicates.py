@@ -17,8 +17,10 @@ PIECE = 2**22  # bytes that are hashed at once; so many fit into the cache of th
 class Kind(NamedTuple):
     """A kind of duplicates, such as inputs with a copy in another split.
 
-    text: description of the kind. rows: number of inputs of this kind. example: row numbers of such an input and of a
-    copy.
+    Attributes:
+        text: description of the kind.
+        rows: number of inputs of this kind.
+        example: row numbers of one such input and of its copy.
     """
 
     text: str
@@ -30,7 +32,7 @@ def note_duplicates(bank: Bank, where: str) -> None:
     """Print a note if a bank (dataset of classes) has identical inputs. The inputs are not removed.
 
     Args:
-        bank: the bank; its `origin` gives the names of inputs. Inputs that are not in memory are not checked.
+        bank: the bank. Its function `origin` returns the name of an input. Only inputs in memory are checked.
         where: the file or folder of the data, for the note.
     """
     if not isinstance(bank.inputs, Tensor):
@@ -63,7 +65,7 @@ def note_equal_keys(
 
 
 def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> Iterator[Kind]:
-    """Find inputs with the same key, and yield their number and an example for each kind of duplicates that occurs.
+    """Find inputs with the same key; yield a `Kind` (description, number, example) for each kind of duplicates.
 
     Args:
         keys: hash of each of M inputs [M].
@@ -112,6 +114,14 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 
 
 def _count(same: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Count, for each index, the indices at which both arrays of integers >= 0 have the same values as there."""
+    """Count, for each index i, the indices j with same[j] = same[i] and within[j] = within[i].
+
+    Args:
+        same: integers >= 0 [M].
+        within: integers >= 0 [M].
+
+    Returns:
+        Counts [M].
+    """
     _, inverse, counts = np.unique(same * (within.max() + 1) + within, return_inverse=True, return_counts=True)
     return counts[inverse]

@@ -15,7 +15,11 @@ SHOWN = 3  # largest number of names in a note
 
 
 def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
-    """Raise a UsageError if the optimiser has parameters of another module, only frozen ones, or needs a closure."""
+    """Raise a UsageError for an optimiser that cannot train this learner.
+
+    The optimiser must have only parameters of the learner, and at least one trained parameter. Its `step` must not need
+    a closure.
+    """
     if not isinstance(optimiser, Optimizer):
         raise UsageError(
             f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
@@ -26,12 +30,12 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     if others:
         raise UsageError(
             f"expected an optimiser of parameters of this learner, got one with {len(others)} parameters of another "
-            "module; construct it from learner.parameters()"
+            "module; construct the optimiser from learner.parameters()"
         )
     if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
         raise UsageError(
-            "expected an optimiser of trained parameters, got only those of a frozen backbone; construct it from "
-            "learner.parameters(), or build the learner with frozen=False"
+            "expected an optimiser of trained parameters, got only parameters of a frozen backbone; construct the "
+            "optimiser from learner.parameters(), or build the learner with frozen=False"
         )
     closure = inspect.signature(type(optimiser).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
@@ -41,7 +45,10 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
 
 
 def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: int) -> None:
-    """Raise a UsageError if the scheduler has another optimiser, ends before the training or maximises the NLL."""
+    """Raise a UsageError for a scheduler that does not fit the optimiser and the training.
+
+    The scheduler must belong to this optimiser, last for all steps of the training, and not maximise the NLL.
+    """
     if scheduler is None:
         return
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
@@ -51,13 +58,14 @@ def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: 
         )
     if getattr(scheduler, "optimizer", optimiser) is not optimiser:
         raise UsageError(
-            "expected a scheduler of this optimiser, got a scheduler of another one; construct it from this optimiser"
+            "expected a scheduler of this optimiser, got a scheduler of another optimiser; construct the scheduler "
+            "from the optimiser that you pass"
         )
     _check_length(scheduler, steps)
 
 
 def _check_length(scheduler: LRScheduler, steps: int) -> None:
-    """Raise a UsageError if the scheduler ends before the training, or would maximise the NLL."""
+    """Raise a UsageError if the scheduler has fewer steps than the training, or would maximise the NLL."""
     length = getattr(scheduler, "total_steps", None)
     if isinstance(length, int) and length < steps:
         raise UsageError(

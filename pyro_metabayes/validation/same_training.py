@@ -1,4 +1,4 @@
-"""Check that a call of `fit` continues the training in its folder, and is not another training."""
+"""Check that the training in a folder is the one that a call of `fit` describes, so that the call can continue it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
 
     Args:
         saved: plain values in the checkpoint of the folder; empty for a checkpoint of an earlier version.
-        config: plain values that describe the new training under the key FIT. Without this key nothing is checked,
-            since commands compare their settings themselves.
+        config: plain values of the new training; `fit` describes its training under the key "fit". Without this key
+            nothing is checked, since commands compare their settings themselves.
         folder: the folder of the training.
 
     Raises:
@@ -93,7 +93,7 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
             _refuse_other_tasks(name, before, now, folder)
         elif before != now:
             raise UsageError(
-                f"expected {name}={before}, as in the training that {folder} holds, got {name}={now}; pass the same "
+                f"expected {name}={before}, as in the training in {folder}, got {name}={now}; pass the same "
                 "arguments, or another folder"
             )
 
@@ -102,6 +102,6 @@ def _refuse_other_tasks(name: str, before: Mapping[str, Any], now: Mapping[str, 
     for tensor in (*before, *(now.keys() - before.keys())):
         if not _equal(before.get(tensor), now.get(tensor)):
             raise UsageError(
-                f"expected the {name} tasks of the training that {folder} holds, got tasks with another {tensor}; "
-                "pass the same tasks, or another folder (tasks drawn with torch's random numbers are reproducible)"
+                f"expected the {name} tasks of the training in {folder}, got tasks with another {tensor}; pass "
+                "the same tasks, or another folder (tasks drawn with torch's random numbers are reproducible)"
             )

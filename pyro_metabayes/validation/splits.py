@@ -27,19 +27,24 @@ def check_labels_of_splits(splits: Mapping[str, Sequence[int] | Sequence[str]], 
     for split, given in splits.items():
         if absent := [label for label in given if label not in names]:
             raise UsageError(
-                f"expected labels of the dataset in split {split}, got {absent[0]!r}; the dataset has {_some(names)}"
+                f"expected labels of the dataset in split {split}, got {absent[0]!r}; use only labels "
+                f"of the dataset: {_some(names)}"
             )
 
 
 def check_splits(splits: Mapping[str, np.ndarray], allowed: Sequence[str]) -> None:
-    """Raise a UsageError for an unknown split, or for a class in two splits, which would not be new at test."""
+    """Raise a UsageError for an unknown split, or for a class in two splits.
+
+    A test class that is also in another split would not be new at test.
+    """
     if unknown := [name for name in splits if name not in allowed]:
-        raise UsageError(f"expected the splits {', '.join(allowed)}, got '{unknown[0]}'; rename it")
+        raise UsageError(f"expected the splits {', '.join(allowed)}, got '{unknown[0]}'; rename '{unknown[0]}'")
     labels = np.concatenate([np.unique(given) for given in splits.values()]) if splits else np.empty(0)
     names, counts = np.unique(labels, return_counts=True)
     if (counts > 1).any():
         raise UsageError(
-            f"expected each class in one split, got class {names[counts > 1][0]} in two splits; remove it from one"
+            f"expected each class in one split, got class {names[counts > 1][0]} in two splits; remove the class from "
+            "one split"
         )
 
 

@@ -25,7 +25,9 @@ def check_tensors(data: Observed) -> None:
             raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; use torch.as_tensor")
     for name, value in tensors.items():
         if value.device != (device := data.query_x.device):
-            raise UsageError(f"expected all tensors on {device}, like query_x, got {name} on {value.device}; move it")
+            raise UsageError(
+                f"expected all tensors on {device}, like query_x, got {name} on {value.device}; use .to('{device}')"
+            )
 
 
 def check_structure(data: Observed) -> None:
@@ -78,7 +80,8 @@ def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | Non
     if not fits(got := tuple(data.query_x.shape[2:]), shape):
         raise UsageError(
             f"expected inputs [T, N, *X] with *X = {words_of_shape(shape)} for this learner (features if its backbone "
-            f"is frozen), got *X = {list(got)}; pass such inputs, or build the learner for these"
+            f"is frozen), got *X = {list(got)}; pass inputs of shape {words_of_shape(shape)}, or build a learner for "
+            f"inputs of shape {list(got)}"
         )
     if like is None:
         return
@@ -110,13 +113,14 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
         # Row numbers in place of inputs have no axes *X.
         if x.dim() < (2 if x.dtype == PLACES else 3):
             raise UsageError(
-                f"expected {name} of shape [T, N, *X], got {list(x.shape)}; the axis of tasks T comes first, "
-                "for one task too: .unsqueeze(0)"
+                f"expected {name} of shape [T, N, *X] (T tasks of N points), got {list(x.shape)}; for a single task "
+                "add the first axis with .unsqueeze(0)"
             )
     if support.shape[2:] != query.shape[2:] or support.dtype != query.dtype:
         raise UsageError(
-            "expected support_x and query_x to hold inputs of one shape and dtype, got "
-            f"{list(support.shape[2:])} of {support.dtype} and {list(query.shape[2:])} of {query.dtype}; convert one"
+            "expected inputs of the same shape and dtype in support_x and query_x, got "
+            f"{list(support.shape[2:])} of {support.dtype} in support_x and "
+            f"{list(query.shape[2:])} of {query.dtype} in query_x; convert one of the two tensors"
         )
 
 
@@ -125,26 +129,27 @@ def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int
     form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
     if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
         raise UsageError(
-            f"expected {name} of shape {form}, a label for each input, got {list(y.shape)}; the axis of tasks T "
-            "comes first, for one task too: .unsqueeze(0)"
+            f"expected {name} of shape {form}, a label for each input, got {list(y.shape)}; for a single task add the "
+            "first axis with .unsqueeze(0)"
         )
     if num_classes and y.dtype != torch.int64:
         raise UsageError(
-            f"expected {name} to hold classes of torch.int64, got {y.dtype}; convert them with .long(), or set "
+            f"expected {name} to hold classes of torch.int64, got {y.dtype}; convert {name} with .long(), or set "
             "num_classes=0 for labels that are numbers"
         )
     if not num_classes and not y.is_floating_point():
         raise UsageError(
-            f"expected {name} of floating point, as num_classes=0 says that labels are numbers, got {y.dtype}; "
-            "set num_classes to the number of classes, or convert them with .float()"
+            f"expected {name} of floating point, since num_classes=0 means that labels are numbers, got {y.dtype}; "
+            f"set num_classes to the number of classes, or convert {name} with .float()"
         )
 
 
 def _check_same_labels(support: Tensor, query: Tensor) -> None:
     if support.dtype != query.dtype or support.shape[2:] != query.shape[2:]:
         raise UsageError(
-            "expected support_y and query_y to hold labels of one shape and dtype, got "
-            f"{list(support.shape[2:])} of {support.dtype} and {list(query.shape[2:])} of {query.dtype}; convert one"
+            "expected labels of the same shape and dtype in support_y and query_y, got "
+            f"{list(support.shape[2:])} of {support.dtype} in support_y and "
+            f"{list(query.shape[2:])} of {query.dtype} in query_y; convert one of the two tensors"
         )
 
 
@@ -152,12 +157,15 @@ def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise UsageError(
             f"expected {name} of torch.bool and shape {list(shape)}, false for masked points, got {mask.dtype} "
-            f"and {list(mask.shape)}; compare with the number of points: torch.arange(N) < count"
+            f"and {list(mask.shape)}; for the first `count` of N points use the mask torch.arange(N) < count"
         )
 
 
 def _check_unknown(unknown: Tensor, data: Observed) -> None:
-    """Check shape and dtype of the mask of queries of unknown classes; `check_points` checks its values."""
+    """Check shape and dtype of unknown_mask, which marks queries of unknown classes.
+
+    Its values are checked by `check_points`.
+    """
     _check_mask("unknown_mask", unknown, tuple(data.query_x.shape[:2]))
     if not data.num_classes:
         raise UsageError("expected unknown_mask with labels that are classes, got numbers; leave unknown_mask out")

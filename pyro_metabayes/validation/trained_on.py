@@ -84,9 +84,10 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
 
     Args:
         guide: the guide; there is no warning for inductive guides.
-        trained_on: the range of its training tasks; None: not recorded, so there is no warning.
-        data: the tasks on which it is used.
-        level: `stacklevel` of the warning; 4 is the caller of a function under torch.no_grad.
+        trained_on: the range of the training tasks of the guide; None: not recorded, so there is no warning.
+        data: the tasks on which the guide is used.
+        level: `stacklevel` of the warning, which selects the line of code that the warning names. With 4 it is the
+            caller of a function that is decorated with torch.no_grad and calls this function.
     """
     if trained_on is None or not guide.transductive:
         return

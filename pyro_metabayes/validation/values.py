@@ -59,8 +59,8 @@ def check_points(data: Observed) -> None:
 def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
     if both := int((unknown & labelled).sum()):
         raise UsageError(
-            f"expected queries of unknown classes (unknown_mask) to be masked in query_mask, since they have no label, "
-            f"got {both} unmasked ones; pass query_mask & ~unknown_mask as query_mask"
+            "expected queries of unknown classes (unknown_mask) to be masked in query_mask, since they have no label, "
+            f"got {both} unmasked queries of unknown classes; pass query_mask & ~unknown_mask as query_mask"
         )
     if empty := int((~unknown).all(1).sum()):
         raise UsageError(
@@ -93,7 +93,7 @@ def check_values(data: Observed, model: object) -> None:
 
 
 def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
-    """Return a mask of the invalid values of a tensor; None for uint8 inputs, and if the tensor does not exist."""
+    """Return a mask of the invalid values of a tensor; None if it is absent or not checked (integer inputs)."""
     values = getattr(data, name, None)
     if values is None:
         return None

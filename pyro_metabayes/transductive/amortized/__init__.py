@@ -1,1 +1,1 @@
-"""An amortized transductive classifier: steps on the queries of a task whose update rules are learned networks."""
+"""An amortized transductive classifier: it updates class means from the queries of a task by learned update rules."""

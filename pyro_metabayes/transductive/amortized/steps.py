@@ -54,7 +54,7 @@ class AmortizedSteps(nn.Module):
         Args:
             observed: T tasks, with features of unit length.
             num_steps: number of steps.
-            known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: no task is known to be.
+            known: [T], 1 for tasks whose queries are known to be balanced, else 0; None: 0 for all tasks.
         """
         task = Task.of(observed, known)
         *_, last = self._states(task, num_steps)
@@ -88,7 +88,10 @@ class AmortizedSteps(nn.Module):
             yield state
 
     def _directions(self, task: Task, state: State) -> Directions:
-        """Compute the classifier of a state; its temperature depends on task statistics and the last step."""
+        """Compute the classifier from the class means of a state.
+
+        The temperature of the classifier depends on task statistics and on the change by the last step.
+        """
         changes = _changes(task.points, state)
         temperature = self.temperature(torch.cat((task.context, changes), -1)).exp().unsqueeze(-1)
         scale, offsets = state.rates.scale * temperature, state.rates.of_shares * state.bias
@@ -108,7 +111,7 @@ class Rates(NamedTuple):
 
 
 class State(NamedTuple):
-    """State after a step, for T tasks with Q queries, C classes and D features."""
+    """Class means and what follows from them after a step, for T tasks with Q queries, C classes and D features."""
 
     rates: Rates
     means: Tensor  # class means [T, C, D]
@@ -131,7 +134,10 @@ def _rates(raw: Tensor) -> Rates:
 
 
 def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) -> Tensor:
-    """Compute the class means after a step from the weights g_i z_ic of the queries (`AmortizedSteps`)."""
+    """Compute the class means after a step (the update of m_c in `AmortizedSteps`).
+
+    The weights of the queries [T, Q, C] are their soft assignments z_ic times the weight g_i of the query.
+    """
     weights = (weights * task.mask.unsqueeze(-1)).mT
     support = rates.of_support * task.counts.sqrt().unsqueeze(-1)  # [T, C, 1]
     target = (support * task.means + weights @ task.x) / (support + weights.sum(-1, keepdim=True)).clamp(min=1e-6)
@@ -139,7 +145,11 @@ def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) ->
 
 
 def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, affinities: Tensor) -> Tensor:
-    """Compute the inputs of the E-step network for Q queries and C classes of T tasks [T, Q, C, NUM_CHANNELS]."""
+    """Compute the inputs of the E-step network: NUM_CHANNELS numbers for each query and class.
+
+    Returns:
+        Tensor [T, Q, C, NUM_CHANNELS] for Q queries and C classes of T tasks.
+    """
     centred = logits - task.mean(logits)
     spread = task.mean(centred.square()).clamp(min=1e-2).sqrt()
     shots = task.counts.clamp(min=1).log()
@@ -158,9 +168,10 @@ def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, a
 
 
 def _changes(task: TaskGeometry, state: State) -> Tensor:
-    """Compute statistics of T tasks [T, NUM_CHANGES]: certainty of the assignments, and their change by the last step.
+    """Compute the inputs of the temperature network: certainty of the assignments, and their change by the last step.
 
-    They are inputs of the network that computes the temperature.
+    Returns:
+        Tensor [T, NUM_CHANGES], NUM_CHANGES statistics for each of T tasks.
     """
     logits, cosines = state.rates.scale * state.cosines, state.cosines
     way = logits.shape[-1]

@@ -15,12 +15,13 @@ FAR = -2.0  # less than every cosine
 
 
 def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
-    """Compute statistics of each task from features of unit length, each of the order of 1 for any number of features.
+    """Compute 11 statistics of each task from features of unit length.
 
-    The statistics are way, mean and sd of the log shots, queries per class, effective dimension (absolute, and relative
-    to the number of queries), squared length of the class means, cosine of the queries with their nearest class mean,
-    difference of this cosine from that with the second nearest mean, mean cosine of a query with its nearest queries,
-    and spread of the cosines with class means.
+    Each statistic is of the order of 1 for any number of features. The statistics are way, mean and sd of the log
+    shots, queries per class, effective dimension (absolute, and relative to the number of queries), squared length of
+    the class means, cosine of a query with the nearest class mean, difference between the cosines with the nearest and
+    the second nearest class mean, mean cosine of a query with its nearest queries, and spread of the cosines with class
+    means.
 
     Args:
         cosines: cosines of Q queries with the class means of C classes in T tasks [T, Q, C].
@@ -57,9 +58,9 @@ def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tens
 
 
 def _nearest(between: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean cosine [T] of the queries of each of T tasks with their NEIGHBOURS nearest other queries.
+    """Compute the mean cosine [T] of a query with the 4 nearest other queries, averaged over the queries of each task.
 
-    It is 0 for a task with one query.
+    The result is 0 for a task with one query.
     """
     own = torch.eye(between.shape[-1], dtype=torch.bool, device=between.device)
     other = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~own

@@ -58,20 +58,32 @@ class TaskGeometry:
         return self.inner[..., self.labels.shape[1] :]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Compute the mean over the unmasked queries [T, 1, V] of V values of Q queries of T tasks [T, Q, V]."""
+        """Average values over the unmasked queries of each task.
+
+        Args:
+            values: V values for each of Q queries of T tasks [T, Q, V].
+
+        Returns:
+            Tensor [T, 1, V].
+        """
         return self.shares.unsqueeze(1) @ values
 
     def cosines(self, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the cosines of the Q queries of T tasks with class means of D features, and the lengths.
+        """Compute the cosines of the queries with class means, and the lengths of the class means.
+
+        Args:
+            means: class means of C classes in T tasks, with D features [T, C, D].
 
         Returns:
-            Cosines [T, Q, C] and lengths of the means [T, C], for C classes.
+            Cosines [T, Q, C] for Q queries, and lengths [T, C].
         """
         length = means.norm(dim=-1).clamp(min=LEAST_LENGTH)
         return self.x @ means.mT / length.unsqueeze(1), length
 
     def affinities(self, sharpness: Tensor) -> Tensor:
-        """Compute the softmax, over all other points of a task, of sharpness times their inner products with a query.
+        """Compute the affinities of each query to all other points of its task.
+
+        They are a softmax over these points of sharpness times the inner product with the query.
 
         Args:
             sharpness: inverse temperature of each of T tasks [T, 1, 1].
@@ -88,11 +100,11 @@ class TaskGeometry:
         return self.mask.unsqueeze(1) & ~own
 
     def log_labels_nearby(self, affinities: Tensor, assignments: Tensor) -> Tensor:
-        """Compute the log of the mean label of the other points, weighted by their affinities to each query.
+        """Average the labels of all other points, weighted by their affinities to a query, and return the logarithm.
 
         Args:
             affinities: the result of `affinities`, [T, Q, S + Q].
-            assignments: soft assignments of Q queries to C classes [T, Q, C], used as their labels.
+            assignments: soft assignments of Q queries to C classes [T, Q, C], used as labels of the queries.
 
         Returns:
             Tensor [T, Q, C].
@@ -107,6 +119,10 @@ def support_labels(observed: Observed) -> Tensor:
 
 
 def frame_statistics(observed: Observed) -> Tensor:
-    """Return the statistics of T tasks from backbone=task_frame [T, NUM_FRAME]; 0 with another backbone."""
+    """Return the statistics that backbone=task_frame computed for each task; 0 with another backbone.
+
+    Returns:
+        Tensor [T, NUM_FRAME], NUM_FRAME statistics for each of T tasks.
+    """
     frame = observed.auxiliary.get("frame")
     return observed.query_x.new_zeros(observed.num_tasks, NUM_FRAME) if frame is None else frame

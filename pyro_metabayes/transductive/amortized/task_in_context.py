@@ -1,4 +1,4 @@
-"""A batch of tasks with the statistics that the networks use, and the knowledge about their class marginals."""
+"""A batch of tasks with the statistics that networks receive, and whether its queries are known to be balanced."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IN_A_STEP = 10  # Sinkhorn iterations
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Points and statistics of T tasks, with assignments of the queries that agree with a known class marginal.
+    """Points and statistics of T tasks, and whether the queries of a task are known to be balanced.
 
     Attributes:
         points: inner products, labels and class means of the points.
         context: statistics of the tasks [T, NUM_CONTEXT].
-        known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: no task is known to be.
+        known: [T], 1 for tasks whose queries are known to be balanced, else 0; None: 0 for all tasks.
     """
 
     points: TaskGeometry
@@ -41,9 +41,12 @@ class Task:
         return cls(points, torch.cat((statistics, frame_statistics(observed), is_known), -1), known)
 
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
-        """Compute Sinkhorn's class term [T, 1, C] for tasks that are known to be balanced; it is 0 for other tasks.
+        """Compute Sinkhorn's class term of each task, which makes the mean prediction of the queries uniform.
 
-        T is the number of tasks, C of classes. The result is None if no task is known to be balanced.
+        The term is 0 for tasks that are not known to be balanced.
+
+        Returns:
+            Tensor [T, 1, C] for C classes in T tasks; None if no task is known to be balanced.
         """
         if self.known is None:
             return None
@@ -51,7 +54,13 @@ class Task:
         return term * self.known[:, None, None]
 
     def assigned(self, log_odds: Tensor) -> Tensor:
-        """Compute soft assignments [T, Q, C] of Q queries of T tasks to C classes, uniform on average if balanced."""
+        """Compute soft assignments of the queries to the classes from logits.
+
+        In tasks that are known to be balanced, the mean assignment is uniform (Sinkhorn's projection).
+
+        Returns:
+            Tensor [T, Q, C] for Q queries and C classes of T tasks.
+        """
         term = self.term(log_odds, IN_A_STEP, None)
         return (log_odds if term is None else log_odds + term).softmax(-1)
 
