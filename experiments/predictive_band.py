@@ -90,7 +90,7 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
         _, likelihood = learner.posterior_predictive(observed, num_samples)
     predictions = predictions_of(likelihood, y, observed.query_mask)
     if not isinstance(predictions, NumberPredictions):
-        raise UsageError("expected a likelihood of numeric labels, got one of classes; give a run of a regression")
+        raise UsageError("expected a likelihood of numeric labels, got class labels; give a run of a regression")
     return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), predictions.mean[:, 0, :, 0])
 
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
-        got = f"{options.task}, {options.points} and {options.samples}"
+        got = f"--task {options.task}, --points {options.points} and --samples {options.samples}"
         raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2, got {got}")
     arguments_of_panels = options.task, options.points, options.samples, options.steps
     bands = [panels(run, *arguments_of_panels) for run in options.runs]
