@@ -102,7 +102,7 @@ class Guide(pyro_metabayes.Guide):
         return torch.stack((of_loc, explicit.expand_as(of_loc)))
 
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
-        """Sample the gradients of E_q[-log p(y_support | w)] in mu and in log sigma, [2, tasks, *shape of w]."""
+        """Return Monte-Carlo gradients of E_q[-log p(y_support | w)] in mu and log sigma, [2, tasks, *shape of w]."""
         loc, scale = state[0], state[1].exp()
         noise = task_noise((self.inner_samples, *loc.shape), loc, task_dim=1)
         points = observed.support_x, observed.support_y, observed.support_mask

@@ -79,7 +79,7 @@ class Guide(pyro_metabayes.Guide):
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
         """Return whether a query is among the most confident queries with pseudo-label c, [tasks, queries, classes].
 
-        There are `most_confident` such queries per class, or more if several have the same confidence.
+        At most `most_confident` queries per class are included, and further queries only if confidences are equal.
         """
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)

@@ -27,8 +27,8 @@ class Guide(pyro_metabayes.Guide):
     J_i is the derivative of the outputs of point i with respect to w. L_i is the Fisher information of the label of
     point i about the outputs. The step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. The
     entropy of q is -1/2 log det(Lambda + GGN) up to a constant. This term of the ELBO is the correction of LLAMA with
-    weight 1. Samples and determinants need factorisations of matrices with (points times outputs) rows, fewer than the
-    number of weights.
+    weight 1. Samples and determinants need factorisations of matrices with (points times outputs) rows, not with one
+    row per weight.
 
     Args:
         num_steps: number of inner steps K.

@@ -114,7 +114,7 @@ class _Newton:
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """Return the log posterior of logits f: sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c up to a constant."""
+        """Return the log posterior of logits: sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c + constant, in nats."""
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

@@ -81,7 +81,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows, event_dim=2)
 
     def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
-        """Return 1/tau times the gradient of the weighted cross-entropy in the centroids, [tasks, classes, features].
+        """Return (1/tau) d(weighted cross-entropy) / d(centroids), of shape [tasks, classes, features].
 
         Args:
             means: the centroids [tasks, classes, features].
@@ -93,7 +93,7 @@ class Guide(pyro_metabayes.Guide):
         return distance_pullback(means, observed.support_x, gradient)
 
     def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
-        """Return 1/tau times the gradient of the weighted entropies in the centroids, [tasks, classes, features]."""
+        """Return (1/tau) d(weighted entropies) / d(centroids), of shape [tasks, classes, features]."""
         p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
         marginal = masked_mean(p, observed.query_mask)
         of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)

@@ -164,8 +164,8 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated`
-    is added. It records that data=groups of that version centred predictors only with data.centre=true.
+    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated` is added: it records
+    that data=groups of that version centred predictors only with data.centre=true.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)

@@ -127,7 +127,8 @@ class Reader:
             return x
         if x.ndim != 2 or x.dtype.kind not in "fiu":
             raise UsageError(
-                f"expected numbers [rows, features] in {path}, got {x.dtype} of shape {list(x.shape)}; save one row of numbers per input"
+                f"expected numbers [rows, features] in {path}, got {x.dtype} of shape {list(x.shape)}; save one row of "
+                "numbers per input"
             )
         return unit_length(x, np.arange(len(x)), str(path))  # as for the data of the run
 

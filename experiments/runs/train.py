@@ -33,7 +33,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     check_devices(config)
     if config.eval.ensemble:
         raise UsageError(
-            "expected eval.ensemble only in experiments.evaluate, got a training run with an ensemble; remove eval.ensemble"
+            "expected eval.ensemble only in experiments.evaluate, got a training run; remove eval.ensemble"
         )
     if config.logger:
         with naming_choices(config.choices):
