@@ -63,7 +63,7 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
         num_steps: the number of inner steps; None as in training.
 
     Raises:
-        UsageError: the run is not such a regression.
+        UsageError: the run is not a regression with one input and one output.
     """
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
     regression = config.task.way == 1  # a class may have fewer than NUM_QUERIES inputs

@@ -34,8 +34,8 @@ class Guide(pyro_metabayes.Guide):
 
     mu and sigma^2 are the mean and variance of p(log tau | labels). They are computed by Gauss-Hermite quadrature under
     the prior, weighted by p(labels | tau). Apart from the quadrature, only the normal form of q(log tau) is an
-    approximation. In training the labels are those that `model.observe` names; in predictions they are those of the
-    support set. (Golub and Welsch 1969.)
+    approximation. Training uses the labels that `model.observe` names. Predictions use the labels of the support
+    set. (Golub and Welsch 1969.)
 
     Args:
         num_nodes: number of quadrature nodes.

@@ -96,7 +96,7 @@ def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]
 
     Args:
         folder: the folder of the run.
-        config: the configuration, which may differ from that of the training in settings that are not learned.
+        config: the configuration. Compared with the training, settings that are not learned may differ.
 
     Returns:
         The content of results.json, and the scores of each task.

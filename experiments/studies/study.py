@@ -141,7 +141,7 @@ def claim(folder: Path, name: str) -> None:
 
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
-    """Return the rows of those parts of a study in which all runs are finished."""
+    """Return the rows of the parts of a study in which all runs are finished."""
     open_parts = {
         row.part
         for row in rows
