@@ -71,7 +71,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[ScoredRow]:
-    """Read the results of each row: the evaluation after training, followed by those with changed settings."""
+    """Read the results of each row: first the evaluation after training, then the evaluations with changed settings."""
     entries = []
     for row in rows:
         folders = [row.folder(folder, seed) for seed in range(row.seeds)]
@@ -89,7 +89,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
     Args:
         entry: the row of the study with its results.
-        base: runs of the first row of the study. The gain is paired with those on the same tasks.
+        base: runs of the first row of the study. The gain compares `entry` with these runs, on the same tasks.
     """
     cells = scores_row("", "", entry.runs)
     gain = differences_row("", "", entry.runs, base)["accuracy gain, points"]

@@ -56,7 +56,7 @@ class FamilyStudy:
         self.learner = setup.learner
 
     def block(self, number: int, shot: int) -> tuple[Observed, Functions]:
-        """Simulate one block of tasks, with the inputs GRID as query set.
+        """Simulate one block of tasks. The query inputs of each task are the grid GRID.
 
         Args:
             number: the index of the block in the split.
@@ -74,7 +74,7 @@ class FamilyStudy:
 
     @torch.no_grad()
     def functions(self, observed: Observed, samples: int) -> Tensor:
-        """Return the values of functions sampled from the posterior of each task: [samples, tasks, points of GRID]."""
+        """Return functions sampled from the posterior of each task, at the query inputs: [samples, tasks, queries]."""
         _, likelihood = self.learner.posterior_predictive(observed, samples)
         return likelihood.mean.squeeze(-1)
 
@@ -109,7 +109,7 @@ def _pooled(shot: int, lines: Tensor, own: Tensor, both: Tensor, error: Tensor) 
         shot: the number of support points per task.
         lines: the share of lines among the sampled functions.
         own: the share of sampled functions that are of the family of the true function.
-        both: whether each family has at least the share BOTH of the sampled functions.
+        both: whether lines and sines each make up at least the share BOTH of the sampled functions.
         error: the mean squared error of the mean function.
     """
     line = lines.mean().item()
@@ -165,8 +165,8 @@ def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> 
     Args:
         axis: the axis of the plot.
         observed: the task.
-        function: values of the true function at the points of GRID [points].
-        sampled: values of the sampled functions [samples, points].
+        function: values of the true function at the inputs GRID [points].
+        sampled: values of the sampled functions at the inputs GRID [samples, points].
     """
     for line, family in zip(sampled, family_of(GRID, sampled), strict=True):
         axis.plot(GRID, line, ":", color=f"C{family}", lw=1.2)
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=50, help="number of sampled functions per task")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
-        got = f"{options.shots}, {options.blocks} and {options.samples}"
+        got = f"--shots {options.shots}, --blocks {options.blocks} and --samples {options.samples}"
         raise UsageError(f"expected --shots >= 0, --blocks >= 1 and --samples >= 2, got {got}")
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
     rows = [family_row(study, shot, options.blocks, options.samples) for shot in options.shots]

@@ -125,7 +125,7 @@ def _draw_learner(axes: Sequence[Any], label: str, steps: Sequence[Sequence[Resu
     """Plot the metrics of one learner against K, one line per panel.
 
     Args:
-        axes: the panels, one per entry of PANELS.
+        axes: the panels, one per metric.
         label: the name of the learner.
         steps: the results for each number of inner steps K, each with one results.json per seed.
     """

@@ -63,7 +63,7 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
         num_steps: the number of inner steps; None as in training.
 
     Raises:
-        UsageError: the run is not such a regression.
+        UsageError: the run is not a regression with one input and one output.
     """
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
     regression = config.task.way == 1  # a class may have fewer than NUM_QUERIES inputs
@@ -90,7 +90,7 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
         _, likelihood = learner.posterior_predictive(observed, num_samples)
     predictions = predictions_of(likelihood, y, observed.query_mask)
     if not isinstance(predictions, NumberPredictions):
-        raise UsageError("expected a likelihood of numeric labels, got one of classes; give a run of a regression")
+        raise UsageError("expected a likelihood of numeric labels, got class labels; give a run of a regression")
     return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), predictions.mean[:, 0, :, 0])
 
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
-        got = f"{options.task}, {options.points} and {options.samples}"
+        got = f"--task {options.task}, --points {options.points} and --samples {options.samples}"
         raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2, got {got}")
     arguments_of_panels = options.task, options.points, options.samples, options.steps
     bands = [panels(run, *arguments_of_panels) for run in options.runs]

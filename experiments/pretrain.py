@@ -40,7 +40,9 @@ def bank_of(config: Config) -> Bank:
     data = build(config.source(), "data")
     if not isinstance(data, Bank) or data.inputs.dim() != 4:
         name = config.choices.get("data")
-        raise UsageError(f"expected a data set of images for pretraining, got data={name}; set data= to another")
+        raise UsageError(
+            f"expected a data set of images for pretraining, got data={name}; take data such as data=glyphs"
+        )
     return data
 
 
@@ -52,7 +54,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
     if backbone.pretrained:
-        raise UsageError("expected a backbone without weights, got a pretrained one; set backbone.weights=random")
+        raise UsageError("expected a backbone without weights, got pretrained weights; set backbone.weights=random")
     pretraining = pretrain(backbone, specification, bank, config.pretrain, device)
     scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
     write(config, backbone, pretraining, scores, folder)

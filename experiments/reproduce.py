@@ -75,7 +75,9 @@ def possible(row: Row, config: TableConfig) -> bool:
     if needs != "cuda" or config.size == "smoke" or torch.cuda.is_available():
         return True
     if row.part in config.parts:
-        raise UsageError(f"expected a CUDA device for the part '{row.part}', found none; leave it out of parts=")
+        raise UsageError(
+            f"expected a CUDA device for the part '{row.part}', found none; remove '{row.part}' from parts="
+        )
     return False
 
 
@@ -102,7 +104,7 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
 
 
 def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """One heading per setting, each followed by tables of at most 7 columns: first the accuracies, then the scores."""
+    """Return a heading per setting, followed by tables of at most 7 columns: first the accuracies, then the scores."""
     lines = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         chosen = [{name: row[name] for name in row if name != "setting"} for row in rows if row["setting"] == setting]
@@ -171,7 +173,7 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _accuracy(row: Row, folder: Path) -> str:
-    """Return the accuracy over the tasks of all seeds with its 95% interval over tasks, given backbones and classes."""
+    """Return the accuracy over the tasks of all seeds. The 95% interval takes backbones and classes as given."""
     runs = finished_runs(row, folder)
     tasks = np.concatenate([run.per_task["accuracy"] for run in runs])
     return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))

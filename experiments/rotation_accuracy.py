@@ -56,7 +56,7 @@ def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
 def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
     """Return metrics of each query image, by name, each of shape [tasks, queries].
 
-    The metrics are the share of its four rotations that are predicted correctly, the share of predictions off by 180
+    The metrics are the share of the four rotations that are predicted correctly, the share of predictions off by 180
     degrees, and whether the predicted class is correct before the rotation step, after it, and after all inner steps.
     """
     guide: Any = learner.guide

@@ -59,9 +59,9 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
             raise UsageError(f"expected a new folder, got {folder}, which already holds a run; {remedy}")
         if replace(saved_config(folder, []).with_absolute_path(), estimated={}) != config.with_absolute_path():
             conflict = f"{folder}, which holds a run with other settings"
-            raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
+            raise UsageError(f"expected a new folder, got {conflict}; name another folder: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():
-        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
+        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another folder")
     else:
         keep_settings(composed, folder)
     return config

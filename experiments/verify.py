@@ -37,7 +37,7 @@ CIRCUMSTANCES = (
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return a text with both values for each entry that differs, by its dotted name, such as "accuracy.mean".
+    """Return the entries that differ, as {dotted name: text with both values}. A name is such as "accuracy.mean".
 
     Entries that are only in `now` are ignored, since a later version may have added them.
 
@@ -59,7 +59,7 @@ def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _without(names: Sequence[str], value: Any) -> Any:
-    """Return the value; if it is a mapping, without the entries of these names."""
+    """Return a mapping without the entries of these names. Another value is returned unchanged."""
     if not isinstance(value, Mapping):
         return value
     return {name: entry for name, entry in value.items() if name not in names}

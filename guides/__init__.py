@@ -1,1 +1,1 @@
-"""Guides, one file per guide, named as on the command line."""
+"""Guides, one file per guide. The file NAME.py defines guide=NAME of the command line."""

@@ -35,7 +35,7 @@ class Guide(pyro_metabayes.Guide):
         step_size: step size eta on the mean loss over the support points, in units of `Model.loss_unit`.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         inner_samples: number of Monte-Carlo samples of w per inner step.
-        inner_kl: weight of the KL in an inner step; below 1, since the full KL outweighs a few support points.
+        inner_kl: weight of the KL in an inner step. Choose it below 1: the full KL outweighs a few support points.
         hyper_weight: weight of the hyperprior term -log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)] in the loss,
             in nats per task: 1 / (number of training tasks), or 0 for an unlimited number.
         shape: shape of the Gamma hyperprior on the precisions of the prior.
@@ -63,10 +63,10 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if num_steps < 0 or inner_samples < 1 or min(step_size, shape, rate) <= 0 or min(inner_kl, hyper_weight) < 0:
-            got = f"{num_steps}, {inner_kl}, {hyper_weight}, {inner_samples}, {step_size}, {shape}, {rate}"
+            got = f"{num_steps=}, {inner_kl=}, {hyper_weight=}, {inner_samples=}, {step_size=}, {shape=}, {rate=}"
             raise UsageError(
                 "expected guide.num_steps, inner_kl, hyper_weight >= 0, inner_samples >= 1 and step_size, shape, rate "
-                f"> 0, got (in this order) {got}"
+                f"> 0, got {got}"
             )
         self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
         self.hyper_weight = hyper_weight
@@ -86,7 +86,7 @@ class Guide(pyro_metabayes.Guide):
         return _normal(descend(start, gradient, rate, self.num_steps))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return -hyper_weight log p(mu^0, sigma^0) of the prior under the hyperprior, in nats, of shape [tasks]."""
+        """Return -hyper_weight log p(mu^0, sigma^0), in nats [tasks], where p is the hyperprior."""
         if not self.hyper_weight:
             return {}
         prior = innermost(self._prior(episodes))
@@ -96,13 +96,13 @@ class Guide(pyro_metabayes.Guide):
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
 
     def _rate(self, observed: Observed, prior: TorchDistribution) -> Tensor:
-        """Return the step sizes a / (1 + a inner_kl / (sigma^0)^2) of mu, a of log sigma, [2, tasks, *shape of w]."""
+        """Return step sizes a / (1 + a inner_kl / (sigma^0)^2) for mu, and a for log sigma, [2, tasks, *shape of w]."""
         explicit = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
         of_loc = explicit / (1 + explicit * self.inner_kl / prior.variance)
         return torch.stack((of_loc, explicit.expand_as(of_loc)))
 
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
-        """Estimate by draws the gradient of E_q[-log p(y_support | w)] in (mu, log sigma), [2, tasks, *shape of w]."""
+        """Return Monte-Carlo gradients of E_q[-log p(y_support | w)] in mu and log sigma, [2, tasks, *shape of w]."""
         loc, scale = state[0], state[1].exp()
         noise = task_noise((self.inner_samples, *loc.shape), loc, task_dim=1)
         points = observed.support_x, observed.support_y, observed.support_mask

@@ -25,17 +25,18 @@ class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier, by K steps of expectation maximisation (EM) with a learned E-step.
 
     q(w | support, x_query) = delta(w^K), where w^K classifies by the class means after K steps. The E-step is a
-    network, whose inputs are the query, its neighbours and the predicted class shares. The rates of the M-step and the
-    temperature of the predictions are learned functions of statistics of the task (`AmortizedSteps`). No parameter
-    depends on the number of features or of classes, so one guide serves any features, way, shot and number of queries.
-    The features must have unit length, such as those of backbone=task_frame.
+    network, whose inputs are a query, the neighbours of the query and the predicted class shares, i.e. the fraction of
+    the queries in each class. The rates of the M-step and the temperature of the predictions are learned functions of
+    statistics of the task (`AmortizedSteps`). No parameter depends on the number of features or of classes, so one
+    guide serves any features, way, shot and number of queries. The features must have unit length, such as those of
+    backbone=task_frame.
 
     Args:
-        num_steps: number of EM steps K. In training, the number is random between K/2 and 3K/2, and every step has a
-            loss, so that each step improves the predictions and additional steps do not worsen them.
+        num_steps: number of EM steps K. In training, the number of steps is random between K/2 and 3K/2, and every
+            step has a loss. So each step improves the predictions, and additional steps do not worsen the predictions.
         width: number of channels of the network per pair of query and class.
         balance: whether the class shares of the queries are known.
-            `unknown`: they are estimated.
+            `unknown`: the guide estimates the shares.
             `known`: each class has equally many queries, and every step projects the assignments to equal shares. In
                 training, the shares count as known in a quarter of the balanced tasks.
 
@@ -50,7 +51,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if num_steps < 0 or width < 1:
-            raise UsageError(f"expected guide.num_steps >= 0 and width >= 1, got {num_steps} and {width}")
+            raise UsageError(f"expected guide.num_steps >= 0 and width >= 1, got {num_steps=} and {width=}")
         linear_head(model, "guide=amortized_em")
         check_balance(balance, model)
         refuse_base_classes(model, "guide=amortized_em")
@@ -75,9 +76,9 @@ class Guide(pyro_metabayes.Guide):
         return self._classifier(last)
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return half the mean loss of the classifiers before the last step [tasks], in the unit of mean_score.
+        """Return half the mean loss of the classifiers before the last step [tasks]; {} outside training.
 
-        Outside training, the result is {}.
+        The loss is the NLL per query divided by log(number of classes), as for objective=mean_score.
         """
         earlier, self._earlier = self._earlier, []
         if not earlier:  # not in training
@@ -96,16 +97,16 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._weights(classifier), event_dim=2)
 
     def _weights(self, classifier: Directions) -> Tensor:
-        """Return the weights of the head, [tasks, classes, features + 1], that give the logits of the classifier.
+        """Return weights of the head, [tasks, classes, features + 1], that reproduce the logits of the classifier.
 
-        The weights compensate the scale of the head.
+        The head multiplies its logits by a scale, so the weights are divided by this scale.
         """
         head = linear_head(self.model, "guide=amortized_em")
         return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 
 def _told(episodes: Episodes) -> Tensor:
-    """Return 1 for a random half of the tasks with equally many queries in each class, else 0, of shape [tasks]."""
+    """Return 1 with probability 1/2 for each task that has equally many queries in each class, else 0, [tasks]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
     told = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0

@@ -77,7 +77,7 @@ def _ridge(observed: Observed, labels: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _statistics(directions: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
-    """Return statistics of the support set [tasks, NUM_STATISTICS], each of the order of 1.
+    """Return 7 statistics of each support set [tasks, 7], scaled to values of the order of 1.
 
     Args:
         directions: class means scaled to unit length [tasks, classes, features].

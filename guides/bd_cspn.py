@@ -32,12 +32,12 @@ class Guide(pyro_metabayes.Guide):
     The sums are over the support points of class c and the Z most confident queries with pseudo-label c. The
     pseudo-label is the class with the largest cosine. The logit of class c is (x_i + xi) . P'_c, with P'_c scaled to
     unit length. The weights of the head represent xi . P'_c as a term per class. The predicted class is the class with
-    the largest cosine, as published. Confidences differ from the paper, since a cosine also divides by |x_i + xi|.
+    the largest cosine, as published. Probabilities differ from the paper, whose logits also divide by |x_i + xi|.
 
     Args:
         most_confident: number Z of queries per class that enter the prototypes.
-        sharpness: sharpness eps of the weights before training, which is learned. The paper uses 10. Features with
-            small cosines need about 1.
+        sharpness: factor eps of the cosines in w_ic before training. The factor is learned. The paper uses 10.
+            Features with small cosines need about 1.
         balance: whether the class shares of the queries are known.
             `unknown`: as published.
             `known`: each class has equally many queries; pseudo-labels and predictions are projected to equal shares.
@@ -58,7 +58,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if most_confident < 0 or sharpness <= 0:
-            got = f"{most_confident} and {sharpness}"
+            got = f"{most_confident=} and {sharpness=}"
             raise UsageError(f"expected guide.most_confident >= 0 and sharpness > 0, got {got}")
         require_class_term(model, "guide=bd_cspn")
         check_balance(balance, model)
@@ -77,9 +77,9 @@ class Guide(pyro_metabayes.Guide):
         return Delta(balanced(self.balance, self.model, w, observed), event_dim=2)
 
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
-        """Return whether a query is among the Z most confident with pseudo-label c, [tasks, queries, classes].
+        """Return whether a query is among the most confident queries with pseudo-label c, [tasks, queries, classes].
 
-        Queries with equal confidence are all included.
+        At most `most_confident` queries per class are included, and further queries only if confidences are equal.
         """
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)

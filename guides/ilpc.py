@@ -34,7 +34,7 @@ class Guide(pyro_metabayes.Guide):
         l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points.
 
     After each round, the `per_class` unlabelled queries of each class with the smallest l_i receive the label argmax
-    P_i, until every query has one. All classes are assumed to have equally many queries. W is the graph of nearest
+    P_i, until every query has a label. All classes are assumed to have equally many queries. W is the graph of nearest
     neighbours, with edges of weight cosine^3. The posterior is delta(w), where w reproduces the logits P times the
     learned scale of the head: exactly if a task has at most (number of features + 1) points, else by least squares.
 
@@ -62,10 +62,10 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if min(num_neighbours, per_class, cleaning_steps) < 1 or power <= 0 or not 0 <= propagation_decay < 1:
-            got = f"{num_neighbours}, {per_class}, {cleaning_steps}, {power} and {propagation_decay}"
+            got = f"{num_neighbours=}, {per_class=}, {cleaning_steps=}, {power=} and {propagation_decay=}"
             raise UsageError(
                 "expected guide.num_neighbours, per_class and cleaning_steps >= 1, power > 0 and "
-                f"0 <= propagation_decay < 1, got (in this order) {got}"
+                f"0 <= propagation_decay < 1, got {got}"
             )
         linear_head(model, "guide=ilpc")
         self.num_neighbours, self.decay, self.power = num_neighbours, propagation_decay, power

@@ -1,7 +1,7 @@
 """Laplace approximation of the posterior around weights adapted by gradient steps.
 
 Based on section 4 of Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv
-1801.08930). Here the precision of the posterior is the curvature on the support set plus that of the prior.
+1801.08930). Here the precision of the posterior is the sum of the curvature on the support set and the prior precision.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class Guide(pyro_metabayes.Guide):
 
         theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)).
 
-    Here a = eta / n for n support points. GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix at theta^K,
-    with J_i the derivative of the outputs of point i, and L_i the Fisher information of the label in the outputs. The
-    step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. In the ELBO the entropy of q is
-    -1/2 log det(Lambda + GGN) up to a constant, which is LLAMA's correction with weight 1. Sampling and determinants
-    factorise matrices of size (points times outputs), not of the number of weights.
+    Here a = eta / n for n support points. GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix at theta^K.
+    J_i is the derivative of the outputs of point i with respect to w. L_i is the Fisher information of the label of
+    point i about the outputs. The step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. The
+    entropy of q is -1/2 log det(Lambda + GGN) up to a constant. This term of the ELBO is the correction of LLAMA with
+    weight 1. Samples and determinants need factorisations of matrices with (points times outputs) rows, not with one
+    row per weight.
 
     Args:
         num_steps: number of inner steps K.

@@ -1,4 +1,4 @@
-"""LaplacianShot: class means refined by the queries. `model=laplacian_shot` adds its Laplacian term over neighbours.
+"""LaplacianShot: class means refined by the queries. `model=laplacian_shot` adds the Laplacian term over neighbours.
 
 Ziko et al., "Laplacian Regularized Few-Shot Learning", ICML 2020 (arXiv 2006.15486).
 """
@@ -36,9 +36,9 @@ class Guide(pyro_metabayes.Guide):
         m'_c = (1 / |X_c|) sum_{i in X_c} softmax_c(sharpness * cos(x_i, m_.)) x_i.
 
     m_c is the mean of class c in the support set. X_c is the set of all support points and queries that have a larger
-    cosine with m_c than with the other class means; if X_c is empty, m'_c = m_c. The weights compare x_i + xi with m'_c
-    by the squared distance (linear head). The model classifies a query by its distances and the assignments of its
-    neighbours.
+    cosine with m_c than with the other class means; if X_c is empty, m'_c = m_c. With a linear head,
+    the weights compare x_i + xi with m'_c by the squared distance. The model classifies a query by these distances and
+    by the assignments of the neighbours of the query.
 
     Args:
         sharpness: inverse temperature of the softmax before training. The inverse temperature is learned.

@@ -46,7 +46,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if not 0 < shrinkage < 1 or variance <= 0:
-            raise UsageError(f"expected 0 < guide.shrinkage < 1 and variance > 0, got {shrinkage} and {variance}")
+            raise UsageError(f"expected 0 < guide.shrinkage < 1 and variance > 0, got {shrinkage=} and {variance=}")
         linear_head(model, "guide=lda")
         self.log_variance = nn.Parameter(torch.full((num_features,), variance / num_features).log())
         self.shrinkage_logit = nn.Parameter(torch.tensor(shrinkage).logit())

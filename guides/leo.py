@@ -38,9 +38,10 @@ class Guide(pyro_metabayes.Guide):
 
     q(z_n | support) = N(mu_n, sigma_n^2), where (mu_n, s_n) is the mean of g(h_i, h_j) over the support points i of
     class n and all support points j. h = encoder(x), and g is the relation network (eq. 3) with two hidden layers.
-    sigma_n is a softplus of s_n (released code: max(exp(s_n) - 1, 1e-10)). The latent vectors of a class (model.copies)
-    are independent draws. In a regression the points are (x, y), there is one latent vector, and the mean is over all
-    pairs. For classes the networks have no biases, as released. Predictions use z = mu by default.
+    sigma_n is a softplus of s_n (released code: max(exp(s_n) - 1, 1e-10)). With model.copies > 1 a class has several
+    latent vectors, which are independent draws. In a regression the encoder takes (x, y), a task has one latent vector,
+    and the mean is over all pairs. For classes the networks have no biases, as in the released code. Predictions use
+    z = mu by default.
 
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
@@ -65,7 +66,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if num_hidden < 0 or scale <= 0 or encoder_penalty < 0:
-            got = f"{num_hidden}, {encoder_penalty}, {scale}"
+            got = f"{num_hidden=}, {encoder_penalty=}, {scale=}"
             raise UsageError(f"expected guide.num_hidden, encoder_penalty >= 0 and scale > 0, got {got}")
         self.num_classes = num_targets or None
         self.scale, self.encoder_penalty = scale, encoder_penalty
@@ -113,7 +114,7 @@ class Guide(pyro_metabayes.Guide):
         return Normal(loc.expand(shape), positive(raw, self.scale).expand(shape)).to_event(len(shape) - 1)
 
     def _related(self, observed: Observed, x: Tensor) -> Tensor:
-        """Return the mean of g(h_i, h_j) over the support points j, [tasks, support points i, 2 * latents]."""
+        """Return the mean of the relation network g(h_i, h_j) over the points j, [tasks, points i, 2 * latents]."""
         if not observed.num_classes:
             x = torch.cat((x, observed.support_y), dim=-1)
         return mean_relation(self.relation, self.encoder(x), observed.support_mask)

@@ -25,9 +25,10 @@ class Guide(pyro_metabayes.Guide):
 
     GGN is the generalised Gauss-Newton matrix, so H is the curvature on the query set. The published loss is not a
     Laplace approximation of the evidence, because of its weight and because log p(theta^K | theta^0) is missing. For a
-    Laplace approximation use `guide=laplace`. The paper approximates H by K-FAC, which overestimates its rank for few
+    Laplace approximation use `guide=laplace`. The paper approximates the GGN by K-FAC, with too large a rank for few
     points. Here the determinant is exact, by the matrix determinant lemma. The correction enters objective=elbo,
-    objective=importance_weighted and Pyro's SVI as the log density of q at theta^K. objective=monte_carlo ignores it.
+    objective=importance_weighted and Pyro's SVI as the log density of q at theta^K. objective=monte_carlo ignores the
+    correction.
 
     Args:
         weight: weight of the correction 1/2 log det H; 1e-6 as published.
@@ -56,7 +57,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if weight < 0 or precision <= 0:
-            raise UsageError(f"expected guide.weight >= 0 and precision > 0, got {weight} and {precision}")
+            raise UsageError(f"expected guide.weight >= 0 and precision > 0, got {weight=} and {precision=}")
         self.first_order, self.weight, self.precision = first_order, weight, precision
         self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
         self.num_classes = num_classes if self.start.fixed_classes else None

@@ -27,7 +27,7 @@ CANDIDATES = 6  # number of candidate step lengths: 1, 1/2, ..., 1/32
 class Guide(pyro_metabayes.Guide):
     """Posterior at the mode theta of p(w | support): a point estimate, or a Laplace approximation around theta.
 
-    q(w | support) = delta(theta) or N(theta, (Lambda + GGN)^-1), GGN the generalised Gauss-Newton matrix, and
+    q(w | support) is delta(theta) or N(theta, (Lambda + GGN)^-1). GGN is the generalised Gauss-Newton matrix, and
 
         theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1).
 
@@ -44,7 +44,7 @@ class Guide(pyro_metabayes.Guide):
         num_steps: number of Newton steps.
 
     Raises:
-        UsageError: a setting is out of range, the head is not linear or the prior not Gaussian.
+        UsageError: a setting is out of range, the head is not linear, or the prior is not Gaussian.
     """
 
     def __init__(self, model: pyro_metabayes.Model, posterior: str = "delta", num_steps: int = 12) -> None:
@@ -71,7 +71,7 @@ class Guide(pyro_metabayes.Guide):
 class _Newton:
     """Newton's method for coefficients a_ic of support point i and class c, [tasks, support points, classes].
 
-    The logits of class c are f0_c + K_c a_c: those of the prior mean, and their prior covariance phi Lambda_c^-1 phi^T.
+    The logits of class c are f0_c + K_c a_c. Their prior mean is f0_c, their covariance K_c = phi Lambda_c^-1 phi^T.
     """
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
@@ -89,11 +89,11 @@ class _Newton:
         return self._step(a.detach())
 
     def _smoothed(self, a: Tensor) -> Tensor:
-        """Return (K_c a_c)_i, the change of the logits by a; both are [..., tasks, support points, classes]."""
+        """Return K_c a_c, i.e. the logits minus their prior mean, for a [..., tasks, support points, classes]."""
         return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
 
     def _step(self, a: Tensor) -> Tensor:
-        """Return a after a full Newton step, b - E K b + E R (sum_c E_c)^-1 R^T E K b in algorithm 3.3 of the book."""
+        """Return a after a full Newton step (algorithm 3.3 of the book): b - E K b + E R (sum_c E_c)^-1 R^T E K b."""
         smoothed = self._smoothed(a)
         p = (self.offset + smoothed).softmax(-1) * self.mask
         b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p
@@ -107,14 +107,14 @@ class _Newton:
         return b - c.mT + (e @ common).squeeze(-1).mT
 
     def _longest(self, a: Tensor, full: Tensor) -> Tensor:
-        """Return a + t (full - a) with the step length t = 1, 1/2, ... of the largest log posterior, for each task."""
+        """Return a + t (full - a) for each task. Of t = 1, 1/2, ..., 1/32, t has the largest log posterior."""
         lengths = SHORTER ** torch.arange(CANDIDATES, dtype=a.dtype, device=a.device)
         candidates = a + lengths.view(-1, 1, 1, 1) * (full - a)
         best = self._log_posterior(candidates).argmax(0)  # [T]
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """Return the log posterior sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c up to a constant, in nats."""
+        """Return the log posterior of logits: sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c + constant, in nats."""
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

@@ -1,4 +1,4 @@
-"""VERSA: prediction with the conditional prior, which is trained on a Monte-Carlo estimate of its predictions.
+"""VERSA: the conditional prior makes the predictions. The loss is a Monte-Carlo estimate of the predictive NLL.
 
 Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019 (arXiv 1805.09921). No term of the
 objective rewards a positive variance, so the conditional prior collapses (Iakovleva et al., ICML 2020, arXiv

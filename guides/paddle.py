@@ -29,14 +29,14 @@ class Guide(pyro_metabayes.Guide):
         u_i = softmax_c(-tau/2 |z_i - m_c|^2 + class_weight h_c),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic).
 
-    z_i are the features of the Q queries and n_c the number of support points of class c. m starts at the class means,
-    h at 0. Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class
-    shares, with the barrier sum_i u_i log u_i. Predictions are the u after K steps if the head has scale 1. The steps
-    have no parameters; only the scale of the head is learned.
+    z_i are the features of the Q queries and n_c the number of support points of class c. m starts at the class means
+    and h at 0. Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class
+    shares, with the barrier sum_i u_i log u_i. With a head of scale s, predictions are proportional to u_ic^s after
+    K steps. The steps have no parameters. Only the scale of the head is learned.
 
     Args:
         num_steps: number of steps K.
-        class_weight: weight of the entropy of the class shares per query, lambda / Q in the paper; 1 as published.
+        class_weight: weight of the entropy of the class shares, per query (lambda / Q in the paper); 1 as published.
         temperature: factor tau of the squared distances.
         scaling: the features z.
             `none`: the features of the backbone, of unit length.
@@ -60,7 +60,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         check_choice("guide.scaling", scaling, SCALINGS)
         if num_steps < 1 or class_weight < 0 or temperature <= 0:
-            got = f"{num_steps}, {class_weight} and {temperature}"
+            got = f"{num_steps=}, {class_weight=} and {temperature=}"
             raise UsageError(f"expected guide.num_steps >= 1, class_weight >= 0 and temperature > 0, got {got}")
         linear_head(model, "guide=paddle")
         self.num_steps, self.class_weight = num_steps, class_weight

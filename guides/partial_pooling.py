@@ -44,7 +44,8 @@ class Guide(pyro_metabayes.Guide):
         num_targets: number of outputs per point.
         particles: number of samples for the ELBO of subsets.
         num_hidden: width of the networks f and g; 0 omits these networks.
-        row_weights: 1 if the last feature is r_i, the root of the weight of a row, which enters as r_i (x_i, y_i).
+        row_weights: 1 if the last feature is r_i, the root of the weight of row i, else 0. With 1, r_i multiplies
+            the other features and y_i.
 
     Raises:
         UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.
@@ -78,11 +79,11 @@ class Guide(pyro_metabayes.Guide):
             raise UsageError(f"expected guide.num_hidden >= 0, got {num_hidden}")
         if self.require(HasPrior).prior_over_weights.conditional:
             expected = "expected a prior that does not depend on the support set for guide=partial_pooling"
-            raise UsageError(f"{expected}, got a conditional one; take prior=full_gaussian")
+            raise UsageError(f"{expected}, got a conditional prior; take prior=full_gaussian")
 
     @torch.no_grad()
     def start_at(self, shared: Tensor, noise: float) -> None:
-        """Set B and c such that q is the exact posterior of a linear mixed model; arguments as of `linear_maps`."""
+        """Set B and c such that q is the exact posterior of a linear mixed model. Arguments: see `linear_maps`."""
         maps = linear_maps(len(self.direction.weight), shared, noise)
         for linear, weight in zip((self.direction, self.value), maps, strict=True):
             linear.weight.copy_(weight)
@@ -100,7 +101,7 @@ class Guide(pyro_metabayes.Guide):
         return self.posterior(episodes.as_support(self.model.observe))
 
     def pseudo_observations(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """Return b [tasks, outputs, support points, weights], 0 for masked points, and u with 1 in place of weights."""
+        """Return b [tasks, outputs, points, weights], with 0 for masked points, and u [tasks, outputs, points, 1]."""
         y = observed.support_y.mT.unsqueeze(-1)  # [T, Y, S, 1]
         x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
         points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
@@ -110,7 +111,7 @@ class Guide(pyro_metabayes.Guide):
         return direction * observed.support_mask[:, None, :, None], value
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return the negative ELBO of a random subset of the points, in nats [tasks]. It trains only this guide."""
+        """Return the negative ELBO of a random subset of points, in nats [tasks]. This term trains only B, c, f, g."""
         points = episodes.as_support(self.model.observe)
         shape = self.particles, points.num_tasks, *self.model.event_shape(points)
         noise = task_noise(shape, points.support_x, task_dim=1)  # before the subset, whose draws depend on padding

@@ -26,7 +26,7 @@ class AdaptsInTheLikelihood(Protocol):
 
 
 class Guide(pyro_metabayes.Guide):
-    """Gaussian posterior over the initial weights theta, one gradient step on the query set from the prior mean mu.
+    """Gaussian posterior over the initial weights theta. Its mean is the prior mean mu after one step on the query set.
 
     In training q(theta | query) = N(mu - (gamma_q / n) grad L(mu), diag(v^2)), where L = -log p(y_query | x_query, mu)
     is the loss of the n query points. Predictions use the prior p(theta | support) of model=platipus, whose likelihood
@@ -48,7 +48,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if step_size <= 0 or scale <= 0:
-            raise UsageError(f"expected guide.step_size and scale > 0, got {step_size} and {scale}")
+            raise UsageError(f"expected guide.step_size and scale > 0, got {step_size=} and {scale=}")
         self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
 

@@ -27,7 +27,8 @@ class Guide(pyro_metabayes.Guide):
 
     n_c is the number of support points of class c. A plan P gives total mass 1 to each query and equal totals to all
     classes. P is Sinkhorn's projection of softmax(-lambda |x_i - m_c|^2). With the linear head, lambda is the scale of
-    the head times the sharpness. The predictions are the plan at m^K, which the weights represent by a term per class.
+    the head times the sharpness. The predictions are the plan at m^K: the weights contain a term per class for equal
+    totals.
 
     Args:
         num_steps: number of steps K.

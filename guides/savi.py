@@ -34,7 +34,7 @@ class Guide(pyro_metabayes.Guide):
         prior = self.require(HasPrior).prior_over_weights
         if not prior.conditional:
             raise UsageError(
-                "expected a prior that depends on the support set for guide=savi, got an unconditional one; take "
+                "expected a prior that depends on the support set for guide=savi, got an unconditional prior; take "
                 "prior=conditional"
             )
         self.encoder = None if shared else copy.deepcopy(prior)

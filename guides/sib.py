@@ -46,7 +46,7 @@ class Guide(pyro_metabayes.Guide):
             `support`: the prototypes, scaled by a learned vector.
             `global`: a learned point, which needs no support set.
         synthetic_gradient: the synthetic-gradient network xi.
-            `ordered`: as published, for one number of classes.
+            `ordered`: as published; for one fixed number of classes.
             `equivariant`: for any number of classes.
             `marginal_aware`: equivariant; also receives the class marginal predicted by the current logits.
         inner_kl: weight of the KL in an inner step.
@@ -82,7 +82,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         check_balance(balance, model)
         if min(inner_kl, inner_samples) < 0:
-            raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl} and {inner_samples}")
+            raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl=} and {inner_samples=}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.balance = balance
         self.transductive = num_steps > 0 or balance == "known"  # the start does not depend on the queries
@@ -106,9 +106,9 @@ class Guide(pyro_metabayes.Guide):
         return around(balanced(self.balance, self.model, theta, observed), scale)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set a global start lambda to the weights of a cosine classifier of the shared classes [classes, features].
+        """Set the start lambda to weights [classes, features] of a cosine classifier; all tasks have these classes.
 
-        Called before training. Has no effect with initialisation=support.
+        Called before training. Has an effect only with initialisation=global.
         """
         if isinstance(self.start, LearnedPoint):
             self.start.start_at_classes(self.model, weights)

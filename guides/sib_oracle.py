@@ -26,8 +26,8 @@ class Guide(pyro_metabayes.Guide):
 
         theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta }.
 
-    `posterior`, which makes the predictions, is the posterior of `sib` and uses no query label. This guide evaluates a
-    trained `sib` with its weights and settings. The arguments are those of `sib`.
+    `posterior`, which makes the predictions, is the posterior of `sib` and uses no query label. To evaluate a
+    trained `sib`, this guide takes the weights and settings of `sib`. The arguments are those of `sib`.
     """
 
     num_steps: int

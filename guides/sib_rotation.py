@@ -26,13 +26,12 @@ class Guide(pyro_metabayes.Guide):
         theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda.
 
     L_rot is the loss of RotationHead, a network that predicts by which multiple of 90 degrees each query was rotated.
-    This network is trained by the term rotation_weight L_rot(lambda) in the loss. If tasks share their classes, lambda
-    starts at the pretrained classifier.
+    This network is trained by the term rotation_weight L_rot(lambda) in the loss. If all tasks have the same classes,
+    lambda starts at the pretrained classifier, else at random weights.
 
     Args:
         rotation_step_size: step size on the rotation loss; 0 omits this step and the rotation term in the loss.
-        rotation_weight: weight of the rotation loss in the training loss; 0 trains the network that predicts rotations
-            by the outer loss alone.
+        rotation_weight: weight of the rotation loss in training; 0 trains RotationHead by the outer loss alone.
         num_steps: number of synthetic-gradient steps K.
         step_size: size of the synthetic-gradient steps; the gradient is a sum over the queries, not a mean.
         learn_step_size: whether both step sizes are learned.
@@ -65,7 +64,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if min(rotation_step_size, rotation_weight) < 0:
-            got = f"{rotation_step_size} and {rotation_weight}"
+            got = f"{rotation_step_size=} and {rotation_weight=}"
             raise UsageError(f"expected guide.rotation_step_size and rotation_weight >= 0, got {got}")
         self.rotation_weight, self.num_classes = rotation_weight, num_classes
         self.transductive = num_steps > 0 or rotation_step_size > 0
@@ -90,12 +89,12 @@ class Guide(pyro_metabayes.Guide):
         return around(theta, None if self.scale is None else self.scale(start))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return rotation_weight L_rot(lambda), in nats [tasks], which trains the network that predicts rotations."""
+        """Return rotation_weight times the rotation loss at lambda, in nats [tasks], which trains RotationHead."""
         if self.rotation is None or not self.rotation_weight:
             return {}
         point = self.start(self.model, episodes)
         return {"rotation": self.rotation_weight * self.rotation.loss(self.model, point, episodes)}
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set lambda to the weights of a cosine classifier of the shared classes [classes, features]."""
+        """Set the point lambda to weights [classes, features] of a cosine classifier; all tasks have these classes."""
         self.start.start_at_classes(self.model, weights)

@@ -31,12 +31,12 @@ class Guide(pyro_metabayes.Guide):
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
     h is the precision that the labels of a task add. KL(q, p) is the information in the labels beyond the inputs. As
-    sigma -> 0 the KL tends to 0, and the bound to that of the point estimate. (docs/cold-posterior.md)
+    sigma -> 0, the KL tends to 0, and the bound tends to the bound of the point estimate. (docs/cold-posterior.md)
 
     Args:
         label_precision: precision h before training. With 0, q = p and the KL is 0, so that training drives sigma to 0.
-        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned, from 0 on. H_c
-            is the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
+        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned, starting at 0.
+            H_c is the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
         between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. Sigma
             = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, where m_c = theta^K_c - mean over classes. In Sigma_q, kappa^2 is
             replaced by 1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
@@ -68,7 +68,7 @@ class Guide(pyro_metabayes.Guide):
         if posterior not in ("normal", "amortized"):
             raise UsageError(f"expected guide.posterior to be one of normal, amortized, got '{posterior}'")
         if min(label_precision, between) < 0:
-            got = f"{label_precision} and {between}"
+            got = f"{label_precision=} and {between=}"
             raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")
         self.transductive = num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
@@ -78,7 +78,7 @@ class Guide(pyro_metabayes.Guide):
         hold_steps(self, num_steps, step_size, learned=True)
         prior = self.require(HasPrior).prior_over_weights
         if not isinstance(prior, FollowsGuide):
-            raise UsageError(f"expected a prior that follows the guide, got {type(prior).__name__}; take prior=guided")
+            raise UsageError(f"expected the posterior of SIB as prior, got {type(prior).__name__}; take prior=guided")
         prior.follow(self.posterior)
         self.sees_query_labels = label_precision > 0
         self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
@@ -101,13 +101,13 @@ class Guide(pyro_metabayes.Guide):
         return covariance.around(covariance.step(theta, slope))
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return theta^K and sigma, both [tasks, classes, weights per class], and kappa, of the conditional prior.
+        """Return theta^K and sigma [tasks, classes, weights per class] and kappa of the conditional prior.
 
         kappa is of shape [tasks or 1, classes or 1, 1], or None for between=0.
         """
         self.check(observed)
         if self.entropy_slope is not None and not observed.num_classes:
-            raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
+            raise UsageError("expected class labels for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
         start = self.start(self.model, observed)
 
         def gradient(theta: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ class Guide(pyro_metabayes.Guide):
             `unknown`: no term log pi_c.
             `estimated`: pi_c is the mean of z_ic in the previous step.
             `known`: equal shares, by Sinkhorn's projection.
-        sharpness: ratio of the inverse temperature of the assignments to that of the predictions, before training.
+        sharpness: inverse temperature of the assignments divided by the inverse temperature of the predictions,
+            before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class for the class shares.

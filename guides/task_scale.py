@@ -23,10 +23,10 @@ class HasTaskScale(Protocol):
         """Return the prior p(log tau), a normal distribution with batch shape [tasks]."""
 
     def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:
-        """Return the log evidence log p(support_y | tau), in nats, for log_tau of the same shape [..., tasks]."""
+        """Return the log evidence log p(support_y | tau) [..., tasks], in nats, for log_tau [..., tasks]."""
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """Return p(w | tau, support), with the shape of log_tau [..., tasks] as batch and the shape of w as event."""
+        """Return p(w | tau, support) for log_tau [..., tasks], which is also the batch shape. An event is one w."""
 
 
 class Guide(pyro_metabayes.Guide):
@@ -34,8 +34,8 @@ class Guide(pyro_metabayes.Guide):
 
     mu and sigma^2 are the mean and variance of p(log tau | labels). They are computed by Gauss-Hermite quadrature under
     the prior, weighted by p(labels | tau). Apart from the quadrature, only the normal form of q(log tau) is an
-    approximation. In training the labels are those that `model.observe` names; in predictions they are those of the
-    support set. (Golub and Welsch 1969.)
+    approximation. Training uses the labels that `model.observe` names. Predictions use the labels of the support
+    set. (Golub and Welsch 1969.)
 
     Args:
         num_nodes: number of quadrature nodes.

@@ -63,7 +63,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if num_steps < 1 or min(step_size, temperature, alpha) <= 0:
-            got = f"{num_steps}, {step_size}, {temperature} and {alpha}"
+            got = f"{num_steps=}, {step_size=}, {temperature=} and {alpha=}"
             raise UsageError(f"expected guide.num_steps >= 1, step_size, temperature and alpha > 0, got {got}")
         linear_head(model, "guide=tim")
         self.num_steps, self.step_size, self.temperature, self.alpha = num_steps, step_size, temperature, alpha
@@ -81,7 +81,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows, event_dim=2)
 
     def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
-        """Return the gradient of the weighted cross-entropy in the centroids, over tau, [tasks, classes, features].
+        """Return (1/tau) d(weighted cross-entropy) / d(centroids), of shape [tasks, classes, features].
 
         Args:
             means: the centroids [tasks, classes, features].
@@ -93,7 +93,7 @@ class Guide(pyro_metabayes.Guide):
         return distance_pullback(means, observed.support_x, gradient)
 
     def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
-        """Return the gradient of the weighted entropies in the centroids, over tau, [tasks, classes, features]."""
+        """Return (1/tau) d(weighted entropies) / d(centroids), of shape [tasks, classes, features]."""
         p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
         marginal = masked_mean(p, observed.query_mask)
         of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)
@@ -101,7 +101,7 @@ class Guide(pyro_metabayes.Guide):
         return distance_pullback(means, observed.query_x, gradient)
 
     def _slope(self, p: Tensor) -> Tensor:
-        """Return the derivative of the entropy H_alpha(p) in each probability p_c, up to a constant."""
+        """Return the derivative of the entropy H_alpha(p) with respect to each probability p_c, up to a constant."""
         if self.alpha == 1:
             return -p.clamp(min=torch.finfo(p.dtype).tiny).log()
         return -self.alpha / (self.alpha - 1) * p.pow(self.alpha - 1)

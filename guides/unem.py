@@ -30,10 +30,10 @@ class Guide(pyro_metabayes.Guide):
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic).
 
-    m starts at the class means, h at 0. This is the Gaussian model of the paper. Each layer k has a learned lambda_k,
-    which controls class balance, and a learned T_k, which controls entropy; tau is learned too. lambda_k is a softplus
-    of a parameter, T_k is 1 plus a softplus, and tau a squared softplus. The loss on the query labels is differentiated
-    through all layers. Predictions are the u of the last layer if the head has scale 1.
+    m starts at the class means and h at 0. This is the Gaussian model of the paper. Each layer k has a learned
+    lambda_k, which controls class balance, and a learned T_k, which controls entropy. tau is learned too. lambda_k is a
+    softplus of a parameter, T_k is 1 plus a softplus, and tau is a squared softplus. The loss on the query labels is
+    differentiated through all layers. With a head of scale s, predictions are proportional to u_ic^s of the last layer.
 
     Args:
         num_layers: number of layers K.
@@ -48,7 +48,7 @@ class Guide(pyro_metabayes.Guide):
     def __init__(self, model: pyro_metabayes.Model, num_layers: int = 10, temperature: float = 15.0) -> None:
         super().__init__(model)
         if num_layers < 2 or temperature <= 0:
-            raise UsageError(f"expected guide.num_layers >= 2, temperature > 0, got {num_layers} and {temperature}")
+            raise UsageError(f"expected guide.num_layers >= 2, temperature > 0, got {num_layers=}, {temperature=}")
         linear_head(model, "guide=unem")
         scale = math.sqrt(temperature)
         self.feature_scale = nn.Parameter(torch.tensor(scale + math.log(-math.expm1(-scale))))  # inverse of softplus
@@ -67,10 +67,10 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
-        """Return weights of the head with the logits scale (m_c . x - 1/2 |m_c|^2) + term_c, for a head of scale 1.
+        """Return weights with which a head of scale 1 has the logits scale (m_c . x - 1/2 |m_c|^2) + term_c.
 
         Args:
-            scale: scalar.
+            scale: factor of the first term, a scalar.
             means: the class means m_c [tasks, classes, features].
             term: the term of each class [tasks, classes].
         """

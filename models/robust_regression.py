@@ -48,7 +48,7 @@ class Model(SameOutputs):
         observe: str = "query",
     ) -> None:
         if scale <= 0 or not 0 < df <= MOST_DF:
-            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got scale={scale}, df={df}")
+            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got {scale=} and {df=}")
         gaussian: hierarchical_regression.Model | neural_regression.Model = (
             hierarchical_regression.Model(prior, num_targets, num_features, num_weights, scale)
             if head is None
@@ -64,7 +64,7 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Weights of the features whose weights all tasks share; only without a head."""
+        """Coefficients of the features that have the same effect in all tasks. Not defined with a head."""
         return self.predictor.beta
 
     @property
@@ -76,5 +76,5 @@ class Model(SameOutputs):
         return StudentT(self.df, outputs, self.scale).to_event(1)
 
     def loss_unit(self) -> Tensor:
-        """Return 2 scale^2 df / (df + 1): for a small residual r, -log p = r^2 / loss_unit up to a constant."""
+        """Return u = 2 scale^2 df / (df + 1). A small residual r then has -log p = r^2 / u up to a constant."""
         return 2 * self.scale**2 * self.df / (self.df + 1)

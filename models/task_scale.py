@@ -1,4 +1,4 @@
-"""Linear regression with a latent scale per task: a model with two latent sites, the second given the first."""
+"""Linear regression with two latent variables per task: a scale, and weights whose prior depends on the scale."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Model(pyro_metabayes.Model):
         return Joint({"log_tau": self.prior_of_scale(observed), "w": lambda z: _scaled(weights, z["log_tau"])})
 
     def prior_of_scale(self, observed: Observed) -> TorchDistribution:
-        """Return the prior p(log tau) of the scales of T tasks: batch [T], event []."""
+        """Return the prior p(log tau) of the log scales of T tasks, with batch shape [T] and event shape []."""
         return Normal(0.0, self.log_spread.exp()).expand([observed.num_tasks])
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """Return the posterior p(w | tau, support) of T tasks for log tau [..., T]; its batch shape is [..., T]."""
+        """Return the posterior p(w | tau, support), with batch shape [..., T], for log tau [..., T] of T tasks."""
         return posterior_of_rows(self._prior_given_scale(log_tau, observed), *_points(observed), self.given_scale.noise)
 
     def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:
@@ -79,7 +79,7 @@ class Model(pyro_metabayes.Model):
         return _scaled(self.given_scale.prior(observed), log_tau)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute the means of N labels of Y values in T tasks [..., T, N, Y], for latents w and inputs x."""
+        """Compute the mean labels [..., T, N, Y] of N inputs x in T tasks, for latents w. A label has Y values."""
         return self.given_scale.outputs(self.sites.split(w)["w"], x)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:

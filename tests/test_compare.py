@@ -161,7 +161,7 @@ def test_a_run_stands_before_its_evaluations(copied: Path) -> None:
 
 def test_a_folder_without_runs_is_refused() -> None:
     error = call("compare", ".").error
-    assert error == "expected a folder with finished runs, got '.' without results.json; give another"
+    assert error == "expected a folder with finished runs, got '.' without results.json; fix the path"
 
 
 @pytest.mark.parametrize("content", ["", '{"guide":', "{}", "[]", "null"])

@@ -155,7 +155,9 @@ def test_a_prior_that_cannot_be_the_posterior_is_refused(prior: str, message: st
 @pytest.mark.parametrize("prior", ["flat", "mixture", "gaussian"])
 def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, features: Path) -> None:
     error = error_of(*on_features(features), "guide=savi", f"prior={prior}")
-    assert error.startswith("expected a prior that depends on the support set for guide=savi, got an unconditional one")
+    assert error.startswith(
+        "expected a prior that depends on the support set for guide=savi, got an unconditional prior"
+    )
     assert error.endswith("take prior=conditional")
 
 
@@ -421,7 +423,7 @@ def test_a_checkpoint_that_holds_code_is_refused(copied: Path) -> None:
 
 def test_a_learner_without_a_run_is_refused(copied: Path) -> None:
     MetaLearner.load(copied).save(copied / "checkpoint.pt")
-    assert "got one without a configuration" in error_of(f"resume={copied}")
+    assert "got no configuration" in error_of(f"resume={copied}")
 
 
 # ---------------------------------------------------------------- evaluate

@@ -227,5 +227,8 @@ def test_a_wide_table_is_printed_as_tables_that_fit_a_page() -> None:
 
 def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "expected samples >= 4, warmup and splits >= 1, got 2" in call("partial_pooling", "samples=2").error
+    assert (
+        "expected samples >= 4, warmup and splits >= 1, got samples=2, warmup="
+        in call("partial_pooling", "samples=2").error
+    )
     assert not any(tmp_path.iterdir())

@@ -256,7 +256,7 @@ def test_a_run_takes_the_weights_as_they_are(folder: Path) -> None:
     out = ran("run", "guide=proto", *settings, *network, "train.steps=2", "eval.tasks=4", "hydra.run.dir=run").out
     assert "pretrain" not in out and "features of 72 inputs with timm" in out
     error = call("pretrain", *settings, *network).error
-    assert error == "expected a backbone without weights, got a pretrained one; set backbone.weights=random"
+    assert error == "expected a backbone without weights, got pretrained weights; set backbone.weights=random"
     Path("weights.pth").unlink()
     out = ran("evaluate", "run", "eval.tasks=8").out
     assert "features of" not in out  # they are those of the run

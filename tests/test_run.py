@@ -334,7 +334,7 @@ def test_a_step_size_is_a_setting_unless_it_was_learned(guide: str, features: Pa
     run = "run", *on_features(features), f"guide={guide}"
     ran(*run, "guide.learn_step_size=true", "hydra.run.dir=learned")
     ran(*run, "guide.learn_step_size=false", "hydra.run.dir=fixed")
-    expected = "expected a run with a fixed step size for guide.step_size=0.5, got a learned one"
+    expected = "expected a run with a fixed step size for guide.step_size=0.5, got a learned step size"
     assert call("evaluate", "learned", "guide.step_size=0.5").error.startswith(expected)
     ran("evaluate", "learned", "guide.step_size=0.5", "guide.learn_step_size=false")
     ran("evaluate", "fixed", "guide.step_size=0.5")
@@ -731,7 +731,8 @@ def test_a_sweep_writes_over_no_other(features: Path) -> None:
     before = figures_of(Path("sweep/0_features_proto_seed0"))
     outcome = call(*sweep, "task.query=5")
     assert (
-        outcome.code == 1 and "which holds a run with other settings; name another: hydra.sweep.dir=DIR" in outcome.err
+        outcome.code == 1
+        and "which holds a run with other settings; name another folder: hydra.sweep.dir=DIR" in outcome.err
     )
     assert figures_of(Path("sweep/0_features_proto_seed0")) == before
 

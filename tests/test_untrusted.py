@@ -151,7 +151,7 @@ def test_a_checkpoint_whose_parts_are_no_parts_is_refused(value: Any) -> None:
     checkpoint.save(Path("checkpoint.pt"), {"config": value, "best": value})
     with pytest.raises(UsageError, match="expected a checkpoint with a learner at"):
         MetaLearner.load("checkpoint.pt")
-    with pytest.raises(UsageError, match="got one without a configuration"):
+    with pytest.raises(UsageError, match="got no configuration"):
         saved_config(Path("."), [])
 
 
@@ -223,7 +223,7 @@ def test_a_configuration_takes_nothing_from_the_surroundings(finished: Path) -> 
     state = checkpoint.load(Path("run/checkpoint.pt"))
     state["config"]["data"]["path"] = "${oc.env:HOME}/secret"
     checkpoint.save(Path("run/checkpoint.pt"), state)
-    assert "it has interpolations (${...})" in call("evaluate", "run").error
+    assert "got an error: the configuration has interpolations (${...})" in call("evaluate", "run").error
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class CalibrationSettings:
 
     def check(self) -> None:
         if self.samples < 1 or self.sbc_tasks < 0 or self.draws < 1 or not 0 < self.rate < 1:
-            got = f"{self.samples}, {self.sbc_tasks}, {self.draws} and {self.rate}"
+            got = f"samples={self.samples}, sbc_tasks={self.sbc_tasks}, draws={self.draws} and rate={self.rate}"
             raise UsageError(f"expected samples >= 1, sbc_tasks >= 0, draws >= 1 and 0 < rate < 1, got {got}")
         if self.prior not in ("auto", "learned", "simulator"):
             raise UsageError(f"expected prior to be one of auto, learned, simulator, got '{self.prior}'")

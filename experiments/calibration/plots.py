@@ -124,7 +124,7 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
 
 
 def _draw_histogram(axis: Any, ranks: Ranks, tested: Uniformity) -> None:
-    """Plot a histogram of the least uniform ranks. Shaded: the central 95% of each count if ranks are uniform."""
+    """Plot a histogram of the least uniform ranks. A shaded band shows the central 95% of counts of uniform ranks."""
     worst = int(tested.p_values.argmin())
     values, count = ranks.values[worst].numpy(), ranks.values.shape[1]
     edges = np.linspace(0, ranks.num_draws + 1, min(BINS, ranks.num_draws + 1) + 1).round() - 0.5

@@ -17,7 +17,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @contextlib.contextmanager
 def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
-    """Context manager that replaces an UnknownKey error by a message that names the choice which sets the key.
+    """Context manager that explains UnknownKey errors. The new message names the choice that has set the key.
 
     For example, guide=laplace sets prior.scale, which prior=flat does not have.
 
@@ -44,7 +44,7 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
 
 def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
-    """Return the choice whose YAML sets PART.NAME of another group, such as guide=laplace; '' if there is none."""
+    """Return the choice that sets `name` of another part, such as guide=laplace for prior.scale; '' if none does."""
     for group, settings in _settings_of(choices).items():
         if group != part and name in (settings.get(part) or {}):
             return f"{group}={choices[group]}"

@@ -130,7 +130,7 @@ def run_program(main: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Context manager in which the signals in SIGNALS act like Ctrl-C.
+    """Context manager in which SIGTERM acts like SIGINT, the signal of Ctrl-C.
 
     A signal that is already ignored when the process starts (under nohup, or with &) stays ignored.
     """

@@ -151,9 +151,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
             )
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
     if not isinstance(saved, dict) or not saved or FIT in saved:
-        raise UsageError(
-            f"expected the checkpoint of a run in {folder}, got one without a configuration; take another folder"
-        )
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got no configuration; take another folder")
     texts = [override for override in overrides if key_of(override) in LITERALS]
     others = [override for override in overrides if override not in texts]
     merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(others))
@@ -166,8 +164,8 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift (version 0.1) becomes data.train_shift. A run without the entry `estimated` did not centre the
-    covariates of its groups, which is recorded.
+    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated` is added: it records
+    that data=groups of that version centred predictors only with data.centre=true.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)
@@ -184,12 +182,12 @@ def _saved_settings(saved: Any, folder: Path) -> DictConfig:
     """
     try:
         if "${" in repr(saved):
-            raise ValueError("it has interpolations (${...})")
+            raise ValueError("the configuration has interpolations (${...})")
         config = OmegaConf.merge(OmegaConf.structured(Config), with_moved_settings(saved))
         assert isinstance(config, DictConfig)
         config_from(config)
         return config
     except (*DAMAGED, OmegaConfBaseException) as error:
         raise UsageError(
-            f"expected the configuration of a run in {folder}, got an invalid one: {reason_of(error)}; start a new run"
+            f"expected a valid configuration of a run in {folder}, got an error: {reason_of(error)}; start a new run"
         ) from None

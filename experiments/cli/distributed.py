@@ -162,7 +162,7 @@ def _torchrun_variables(devices: int) -> dict[str, str]:
 
 
 def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until every worker has started, which it signals by printing one byte."""
+    """Wait until every worker has started. A worker prints one byte when it starts."""
     for rank, worker in enumerate(workers, 1):
         if worker.stdout is None or not worker.stdout.read(1):
             raise UsageError(f"expected process {rank} of the job to start, got exit code {worker.wait()}; see above")
@@ -171,8 +171,8 @@ def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
 def _start_worker(rank: int) -> subprocess.Popen[bytes]:
     """Start a worker in a session of its own, so that Ctrl-C reaches only the first process, which stops the workers.
 
-    Two launchers were rejected. Fabric kills the first process when another is lost, so that it cannot print a
-    message. torchrun leaves the other processes running when it is killed, and its error has many lines.
+    Two launchers were rejected. Fabric kills the first process when another is lost, before the first process can print
+    a message. torchrun prints errors of many lines. When torchrun is killed, the other processes continue.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}

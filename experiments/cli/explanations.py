@@ -41,7 +41,7 @@ def explanations_of(target: Any) -> dict[str, str]:
 
 
 def _named(name: str, target: Any) -> Any:
-    """Return the object `name` in the file of the target, or else the class of the guide `name`."""
+    """Return the object `name` in the module that defines `target`, or else the class of guide=`name`."""
     module = sys.modules[target.__module__]
     return getattr(module, name, None) or target_of({"_target_": f"guides.{name}.Guide"}, "guide")
 
@@ -92,14 +92,14 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
 def also_set_by(folder: Path, group: str, choice: str) -> Rows:
     """Yield one row with the settings of other groups that the YAML of a choice sets; nothing if there are none.
 
-    Args: as of `settings_of_choice`.
+    The arguments are those of `settings_of_choice`.
     """
     if others := dict(flatten(_contents(folder, group, choice)[1])):
         yield "also sets", ", ".join(f"{name}={_value(value)}" for name, value in others.items())
 
 
 def _contents(folder: Path, group: str, choice: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings in GROUP/CHOICE.yaml of its own group, and the settings of other groups."""
+    """Return two parts of the file GROUP/CHOICE.yaml: the settings of GROUP, and the settings of other groups."""
     path = folder / group / f"{choice}.yaml"
     settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
     if not path.read_text(encoding="utf-8").startswith("# @package _global_"):
@@ -161,7 +161,7 @@ def _written(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    """Format a value as a user would type it on a command line; none for an empty value."""
+    """Format a value as a user would type it on a command line. An empty value becomes the word `none`."""
     if value in ("", [], {}, None):
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -41,7 +41,7 @@ def masks_interrupt(error: BaseException) -> bool:
 
 
 def _contexts(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then the error that was being handled when it was raised, and so on."""
+    """Yield an error and the chain of its contexts (`__context__`), i.e. the errors that were raised before it."""
     while error is not None:
         yield error
         error = error.__context__

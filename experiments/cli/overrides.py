@@ -33,7 +33,7 @@ FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # functions 
 
 
 def composable(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments in Hydra's grammar: paths and free text in quotes, and ++ before settings of parts."""
+    """Return the arguments in Hydra's grammar: paths and free text in quotes, ++ before settings like guide.xi=1."""
     sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
     return [allow_part_setting(argument) for argument in quote_literals(arguments, sweep)]
 

@@ -51,9 +51,9 @@ def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[s
 
 
 def _least_widths(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """Return the least width of each column: its longest word, or its longest cell if this is short enough.
+    """Return the least width of each column. Words and short cells are not wrapped.
 
-    Cells up to LABEL characters in the first `keys` columns, and up to CELL characters in others, are not wrapped.
+    A short cell has at most LABEL characters in the first `keys` columns, and at most CELL characters in other columns.
     """
     words = [max(len(word) for cell in cells for word in _words(cell)) for cells in columns]
     whole = [min(LABEL if place < keys else CELL, max(map(len, cells))) for place, cells in enumerate(columns)]

@@ -11,8 +11,9 @@ import numpy as np
 def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
     """Return L_crit: objective=monte_carlo with fewer than L_crit samples of w makes the prior collapse.
 
-    L_crit = 1 + noise^2 / (M v). v = 1 / (1 / scale^2 + n / noise^2) is the true variance of p(w | support) for n
-    support points. M is the number of query points for the joint objective, else 1. Derived in docs/collapse.md.
+    L_crit = 1 + noise^2 / (M v), where noise and scale are settings of the data. v = 1 / (1 / scale^2 + n / noise^2) is
+    the true variance of p(w | support) for n support points. M is the number of query points with objective.joint=true,
+    else 1. docs/collapse.md derives L_crit.
 
     Args:
         results: results.json of a run on data=gaussian_mean.
@@ -24,7 +25,9 @@ def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:
-    """Return I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 in nats per task, the optimal value of KL(q, p_psi).
+    """Return the mutual information I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2, in nats per task.
+
+    I(w; x) is the optimal value of KL(q, p_psi), the divergence of the posterior q from the conditional prior p_psi.
 
     Args:
         data: the settings of data=spinning_lines, with the standard deviations `scale` and `slope_scale`.

@@ -28,7 +28,7 @@ FLOOR = 2e-4  # smaller values, such as 0, are drawn at this value on a logarith
 
 
 def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Plot the prior's sd relative to its mean against the training step, for the first seed of each named row.
+    """Plot sd / mean of the weights under the prior against the training step, for the first seed of each named row.
 
     The plot has one panel per part of the study if several parts have rows with the same label, else one panel.
     """
@@ -50,9 +50,10 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
 
 
 def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Plot sd of p(w | support) / true sd against the number of samples L in training, for the named parts.
+    """Plot the sd of p(w | support), divided by the true sd, against the number of samples L in training.
 
-    A vertical line marks the number of samples below which the prior must collapse (`critical_samples`).
+    The plot has one curve per named part of the study. A vertical line marks the number of samples below which the
+    prior must collapse (`critical_samples`).
     """
     parts = [part for part in names if any(row.part == part for row in rows)]
     if not parts:
@@ -108,7 +109,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """Plot how often a draw from the prior changes the predicted class, against the prior's information about labels.
 
-    The plot has one panel per part and one point per seed. The shaded range counts as collapsed.
+    The plot has one panel per part of the study, and one point per seed. Priors in the shaded range count as collapsed.
     """
     alive = [row for row in rows if row.results(folder)[0].get("prior_information") is not None]
     if not alive:

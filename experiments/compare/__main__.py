@@ -42,8 +42,8 @@ def tables(groups: Groups) -> tuple[Table, Table, Table]:
     """Return three tables with one row per group of runs that differ only in the seed.
 
     Returns:
-        The scores, the differences from the first row with the same data and task with intervals over tasks, and these
-        differences with intervals over training runs.
+        The scores, the differences with intervals over tasks, and the differences with intervals over training runs. A
+        difference is the score of a row minus the score of the first row with the same data and task.
     """
     first: dict[str, Sequence[Run]] = {}
     scores, paired, over = [], [], []
@@ -71,7 +71,7 @@ def notes(groups: Groups) -> list[str]:
 def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Table) -> str:
     """Return the three tables as one text: the two tables of differences, if there are any, then the scores.
 
-    If all rows have the same data and task, its name is in the first line instead of a column.
+    If all rows have the same data and task, the first line names data and task, and their column is left out.
 
     Args:
         form: function that formats a table.
@@ -95,7 +95,7 @@ def _without_only_task(table: Table) -> Table:
 
 
 def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
-    """Merge the three tables into one, for table.csv. Columns over training runs get a prefix."""
+    """Merge the three tables into one, for table.csv. The columns of `over` get the prefix "over runs"."""
     renamed = [{f"over runs: {name}": cell for name, cell in row.items() if name not in scores[0]} for row in over]
     return [row | difference | of_runs for row, difference, of_runs in zip(scores, paired, renamed, strict=True)]
 

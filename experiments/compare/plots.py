@@ -62,7 +62,7 @@ def _name(label: str, task: str = "") -> str:
 
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
-    """Plot one score of all groups of runs, at the same height in all panels even if a group lacks the score."""
+    """Plot one score of all groups of runs. Group number n is at height -n, also if other groups lack the score."""
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
@@ -82,7 +82,7 @@ def _mark_outliers(axis: Any, means: Mapping[int, float]) -> None:
 
     Args:
         axis: axis of the plot.
-        means: mean score by height in the plot.
+        means: mean score of each group of runs, by the height of the group in the plot.
     """
     if (limits := limits_without_outliers(list(means.values()))) is None:
         return

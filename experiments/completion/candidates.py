@@ -83,7 +83,7 @@ def _groups(configuration: Path) -> list[str]:
 
 
 def _settings_in(choice: Path, group: str) -> list[str]:
-    """Return the names of the settings guide.NAME in a file such as conf/guide/sib.yaml, for the group `guide`."""
+    """Return the names of the settings of a group in the YAML file of a choice, such as num_steps for guide=sib."""
     text = choice.read_text(encoding="utf-8")
     if text.startswith("# @package _global_"):
         own = re.search(rf"^{group}:\n((?:  .*\n)*)", text, re.MULTILINE)

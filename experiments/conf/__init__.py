@@ -1,1 +1,1 @@
-"""The settings of the commands: one folder a group, one YAML a choice."""
+"""The settings of the commands: one folder per group, one YAML file per choice."""

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups, learner = setup.tasks.source, setup.learner
     if not isinstance(groups, Groups):
-        raise UsageError(f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another")
+        raise UsageError(
+            f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
+        )
     run = effects_of_run(groups, learner)
     fitted = groups.estimates() if learner.model.canonical else None
     closed = None if fitted is None else effects_of_fit(groups, fitted)

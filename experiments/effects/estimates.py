@@ -55,7 +55,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     if not has(shared := learner.model, HasSharedEffects):
         raise UsageError(
             "expected a model with group effects and shared effects, such as model=hierarchical_regression, got "
-            f"{type(model).__module__.removeprefix('pyro_metabayes.')}"
+            f"{type(model).__module__.removeprefix('pyro_metabayes.')}; give another run"
         )
     prior = model.prior(episodes.observed())
     posterior = learner.guide.posterior(episodes.pooled())

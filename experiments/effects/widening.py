@@ -22,7 +22,7 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
     """Estimate the errors of the parameters of the linear mixed model of a run, from its training groups.
 
     Returns:
-        The errors. None for another model, or if the likelihood has no maximum; intervals then ignore the errors.
+        The errors; None for another model, or if the likelihood has no maximum. With None, intervals ignore errors.
     """
     model = learner.model
     if not (model.canonical and has(learner.model, LinearMixedModel)):

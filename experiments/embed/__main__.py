@@ -73,7 +73,7 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
-    """Parse the settings into the file of out=, which must be new, and the configuration of the other settings.
+    """Parse the settings. Return the file that out= names, and the configuration of the other settings.
 
     Raises:
         UsageError: out= is missing or exists, or a setting is not allowed.
@@ -84,10 +84,10 @@ def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
         raise UsageError(f"expected out=FILE.npz once, got {' '.join(named) or 'none'}; name the file to write")
     for setting in others:
         if setting.partition("=")[0].partition(".")[0] not in SETTINGS and not setting.startswith("data.background="):
-            raise UsageError(f"expected settings of {', '.join(SETTINGS)}, got '{setting}'; remove it")
+            raise UsageError(f"expected settings of {', '.join(SETTINGS)}, got '{setting}'; remove this setting")
     out = user_path(named[0].removeprefix("out="))
     if out.exists():
-        raise UsageError(f"expected a new file for out, got {out}, which exists; name another, or remove it")
+        raise UsageError(f"expected a new file for out, got {out}, which exists; name another file")
     return out, config_of(["data=image_folder", *others])
 
 

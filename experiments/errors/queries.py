@@ -101,7 +101,7 @@ def _streams(setup: RunSetup, source: BankSampler) -> tuple[TaskStream, TaskStre
     config, split = setup.config, setup.config.eval.split
     if split == "train" and source.bank.views is not None:
         raise UsageError(
-            "expected eval.split=val or test for a run with pretrain.views, got eval.split=train; change it"
+            "expected eval.split=val or test for a run with pretrain.views, got eval.split=train; set eval.split=test"
         )
     tasks, draw = setup.tasks.stream(split), source.rows_sampler(split, config.task.of(split))
     return tasks, TaskStream(lambda generator: draw(generator).rows, config.seed, split, tasks.num_tasks)

@@ -56,7 +56,9 @@ class GoldSettings:
 
     def check(self) -> NutsSettings:
         if self.samples < 100 or self.fit_steps < 1:
-            raise UsageError(f"expected samples >= 100 and fit_steps >= 1, got {self.samples} and {self.fit_steps}")
+            raise UsageError(
+                f"expected samples >= 100 and fit_steps >= 1, got samples={self.samples} and fit_steps={self.fit_steps}"
+            )
         return NutsSettings(self.warmup, self.draws, self.chains, self.together)
 
     @property
@@ -101,7 +103,7 @@ def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
 
 
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
-    """Restore a run under changed settings, and compare its guide with exact inference, once per target."""
+    """Restore a run under changed settings, and compare its guide with exact inference, once per entry of `targets`."""
     setup, episodes = run_and_tasks(folder, changed, settings.tasks)
     weight = weight_cell(setup.config.train.kl_weight, setup.learner.objective.name)
     with seeded(settings.noise), validation_enabled(False):

@@ -14,7 +14,7 @@ WIDE = 10  # nats; an axis that extends beyond this value is logarithmic except 
 
 
 def draw(comparisons_by_run: Comparisons, path: Path) -> Path:
-    """Plot the scores of guide and NUTS, both gaps, and the evidence minus its lower bound by number of draws."""
+    """Plot the scores of guide and NUTS, both gaps, and (evidence - lower bound) against the number of draws."""
     figure, axes = new_figure(3)
     figure.set_size_inches(14, max(3.4, 1.2 + 0.42 * len(comparisons_by_run)))
     _draw_scores(axes[0], comparisons_by_run)
@@ -44,7 +44,7 @@ def _draw_scores(axis: Any, comparisons_by_run: Comparisons) -> None:
 
 
 def _draw_gaps(axis: Any, comparisons_by_run: Comparisons) -> None:
-    """Plot the two gaps of each run for the last target, on a logarithmic axis if a gap is large."""
+    """Plot the two gaps of each run for the last entry of `targets`, on a logarithmic axis if a gap is large."""
     for height, comparisons in enumerate(comparisons_by_run.values()):
         gaps = comparisons[-1].gaps
         for name, colour, shift in (("approximation_gap", "C2", 0.18), ("amortization_gap", "C3", -0.18)):

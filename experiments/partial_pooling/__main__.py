@@ -3,7 +3,7 @@
 The command trains the runs of conf/study/NAME.yaml on a table of groups. It fits the same linear mixed model by maximum
 likelihood and restricted maximum likelihood, and samples it by NUTS under weak priors. Finished runs are kept, so the
 same command continues an interrupted study. It writes table.md, table.csv, effects.png, shrinkage.png and prior.png.
-docs/partial-pooling.md explains them.
+docs/partial-pooling.md explains the tables and plots.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PoolingConfig(StudyConfig):
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     if config.samples < 4 or config.warmup < 1 or config.splits < 1:
-        got = f"{config.samples}, {config.warmup} and {config.splits}"
+        got = f"samples={config.samples}, warmup={config.warmup} and splits={config.splits}"
         raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {got}")
     name = f"partial pooling of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
     run_study(config, name, folder, lambda study, rows, where: write(rows, where, config))

@@ -32,7 +32,7 @@ def generalised_rows(
 ) -> list[dict[str, str]]:
     """Return one row per method, and save effects.png.
 
-    Maximum likelihood is included if there is one effect per group.
+    Maximum likelihood is included only if there is one effect per group.
 
     Args:
         groups: the table of groups.

@@ -153,7 +153,9 @@ def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearne
     """Load the table of groups of a run, and its trained learner."""
     source = set_up(config, training=False).tasks.source
     if not isinstance(source, Groups):
-        raise UsageError(f"expected a study on a table of groups, got {config.choices.get('data')}; see data=radon")
+        raise UsageError(
+            f"expected a study on a table of groups, got data={config.choices.get('data')}; take data=radon"
+        )
     return source, MetaLearner.load(folder)
 
 

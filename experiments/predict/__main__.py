@@ -63,7 +63,7 @@ def _sets_of(inputs: Sequence[str], config: Config) -> tuple[Path, Path]:
     """Parse support=... and query=... into the paths of support and query set.
 
     Raises:
-        UsageError: one is missing or repeated, or there is another argument.
+        UsageError: support= or query= is missing or repeated, or there is another argument.
     """
     given = dict(item.partition("=")[::2] for item in inputs)
     expected = f"expected support=... and query=... for a run on data={config.choices.get('data')}, got"

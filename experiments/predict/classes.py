@@ -30,20 +30,22 @@ def predicted_classes(folder: Path, config: Config, support: Path, query: Path) 
         query: folder of images or file of arrays with the query set.
 
     Raises:
-        UsageError: the run does not predict the classes of a support set, or the inputs do not suit it.
+        UsageError: the run does not predict the classes of a support set, or the inputs do not fit the run.
     """
     finished_checkpoint(folder, config)
     learner = MetaLearner.load(folder)
     if learner.num_targets or learner.guide.needs_shared_classes or has(learner.model, HasBaseClasses):
         raise UsageError(
-            f"expected a run that predicts the classes of a support set, or one on data=groups, got guide="
+            f"expected a run that predicts the classes of a support set, or a run on data=groups, got guide="
             f"{config.choices.get('guide')} on data={config.choices.get('data')}; use MetaLearner.predict in Python"
         )
     reader = Reader.of(config, learner.input_shape)
     x, labels = reader.support(support)
     names, y = np.unique(labels, return_inverse=True)
     if len(names) < 2:
-        raise UsageError(f"expected support points of at least 2 classes in {support}, got only '{names[0]}'; add some")
+        raise UsageError(
+            f"expected support points of at least 2 classes in {support}, got only '{names[0]}'; add a class"
+        )
     queries = reader.query(query)
     prediction = learner.predict(x, y, queries.x)
     assert isinstance(prediction, Prediction)  # the labels are classes

@@ -81,7 +81,7 @@ class Reader:
         return x, labels
 
     def query(self, path: Path) -> Queries:
-        """Read the query set. Labels in its file have no effect."""
+        """Read the query set. Labels in the file are ignored."""
         if path.is_dir():
             files = images_in(path, "the folder of the query set")
             note_left_out(path, [path])
@@ -115,7 +115,9 @@ class Reader:
         found = [name for name in NAMES if name in arrays]
         if len(found) != 1:
             there = ", ".join(sorted(arrays)) or "none"
-            raise UsageError(f"expected one array 'features' or 'images' in {path}, got {there}; rename it")
+            raise UsageError(
+                f"expected one array 'features' or 'images' in {path}, got {there}; save the inputs as 'features'"
+            )
         x = arrays[found[0]]
         if not x.size:
             raise UsageError(
@@ -124,7 +126,10 @@ class Reader:
         if self.load is not features.load:
             return x
         if x.ndim != 2 or x.dtype.kind not in "fiu":
-            raise UsageError(f"expected numbers [rows, features] in {path}, got {x.dtype} of shape {list(x.shape)}")
+            raise UsageError(
+                f"expected numbers [rows, features] in {path}, got {x.dtype} of shape {list(x.shape)}; save one row of "
+                "numbers per input"
+            )
         return unit_length(x, np.arange(len(x)), str(path))  # as for the data of the run
 
 
@@ -138,4 +143,6 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         return read_npz(path) if suffix == ".npz" else {NAMES[0]: np.load(path, mmap_mode="r")}
     except DAMAGED as error:
-        raise UsageError(f"expected arrays of numbers in {path}, got an unreadable file: {reason_of(error)}") from None
+        raise UsageError(
+            f"expected arrays of numbers in {path}, got an unreadable file: {reason_of(error)}; save it again"
+        ) from None

@@ -32,7 +32,9 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups = setup.tasks.source
     if not isinstance(groups, Groups):
-        raise UsageError(f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another")
+        raise UsageError(
+            f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
+        )
     chosen = columns_of(groups.roles, file)
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
@@ -87,7 +89,7 @@ def in_units(
 
 
 def with_offset(prediction: NumberPrediction, offset: Tensor | None, places: Sequence[int]) -> NumberPrediction:
-    """Add the offsets of the rows `places` to a prediction, since the response is the regression plus the offset."""
+    """Add the offset of each row to the predicted response of the row. `places` are the numbers of the rows."""
     if offset is None:
         return prediction
     added = offset[list(places)]
@@ -115,7 +117,7 @@ def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPredic
         chosen: the columns of the file.
         read: the rows of the file.
         place: the index of the row in the file.
-        prediction: the predictions of its group.
+        prediction: the predictions for the rows of one group.
         number: the index of the row in `prediction`.
     """
     group = {} if chosen.group is None else {chosen.group: read.keys[place]}

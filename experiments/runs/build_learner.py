@@ -180,7 +180,7 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
 
 
 def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
-    """Check that data.family and the likelihood of the model agree, since only a Gaussian response is standardised."""
+    """Check that data.family and the likelihood of the model agree. Only a Gaussian response is standardised."""
     family = learner.model.family if has(learner.model, HasFamily) else "gaussian"
     if isinstance(source, Groups) and source.family != family:
         raise UsageError(

@@ -75,7 +75,7 @@ def _interval(scores: np.ndarray, groups: np.ndarray | None) -> str:
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
-    """Return a sentence that says why two rows cannot be paired; '' if two of their runs have the same test tasks.
+    """Return a sentence that says why two rows cannot be paired; '' if runs of both rows have the same test tasks.
 
     Args:
         label: the name of the row.
@@ -167,7 +167,7 @@ def _calibration(runs: Sequence[Run]) -> str:
     """Format the mean ECE over seeds as "0.012 +- 0.004 (floor 0.006)".
 
     The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
-    Runs on the same groups are not independent, so more of them do not narrow the interval.
+    Runs on the same groups are not independent, so additional runs do not narrow the interval.
     """
     error = number(mean_over_seeds(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
@@ -178,7 +178,7 @@ def _calibration(runs: Sequence[Run]) -> str:
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Remove the columns that belong to classification, regression or the joint NLL if no run has values for them."""
+    """Remove the columns of classification, of regression and of the joint NLL, unless a run has values in them."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     if not any("joint_nll" in run.per_task for run in runs):

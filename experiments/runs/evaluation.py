@@ -24,7 +24,7 @@ LONGEST = 200  # largest number of bytes of the name of a folder without the has
 
 
 def folder_name(settings: Sequence[str]) -> str:
-    """Return the name of the folder of an evaluation: its changed settings, and their hash if this would be ambiguous.
+    """Return the name of the folder of an evaluation: its changed settings, and a hash if they have a path or are long.
 
     A path is shortened to the name of its file. The hash is computed from the absolute path, so that it does not depend
     on the current folder.
@@ -75,7 +75,7 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
     """Restore the learners of the runs in eval.ensemble.
 
     Raises:
-        UsageError: a run has another backbone, so that the features of the tasks would not fit its learner.
+        UsageError: a run has another backbone. The features of the tasks do not fit the learner of this run.
     """
     own = backbone_fingerprint(setup.learner)
     learners: list[MetaLearner] = []
@@ -84,8 +84,8 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
         learner = restore_run(folder, saved_config(folder, [])).learner
         if backbone_fingerprint(learner) != own:
             raise UsageError(
-                f"expected runs with the same backbone in eval.ensemble, got {name} with another one; train it with "
-                "the same pretrain settings on the same machine"
+                f"expected runs with the same backbone in eval.ensemble, got {name} with another backbone; train "
+                f"{name} with the same pretrain settings on the same machine"
             )
         learners.append(learner)
     return learners
@@ -96,7 +96,7 @@ def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]
 
     Args:
         folder: the folder of the run.
-        config: the configuration, which may differ from that of the training in settings that are not learned.
+        config: the configuration. Compared with the training, settings that are not learned may differ.
 
     Returns:
         The content of results.json, and the scores of each task.

@@ -94,7 +94,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     for path in paths:
         files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
         if not files:
-            raise UsageError(f"expected a folder with finished runs, got '{path}' without results.json; give another")
+            raise UsageError(f"expected a folder with finished runs, got '{path}' without results.json; fix the path")
         runs += [read_run(file.parent) for file in files]
     return runs
 

@@ -35,7 +35,7 @@ def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
 
 
 def _has_training_groups(config: Config) -> bool:
-    """Return whether a file is a copy of the training file: standardisation estimated from it gives equal values."""
+    """Return whether a file is a copy of the training file, judged by equal means and sds of the columns."""
     with suppress(UsageError):
         data = load_data(replace(config, estimated={}))
         assert isinstance(data, groups.Groups)

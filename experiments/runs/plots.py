@@ -131,7 +131,7 @@ def _style(lines: Sequence[Mapping[str, Any]]) -> str:
 def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
     """Create a figure with `rows` rows of `num_panels` panels, and list its axes row by row. Needs no display.
 
-    From then on, the colours "C0", "C1", ... of matplotlib are those of COLOURS.
+    From then on, the colours "C0", "C1", ... of matplotlib are the colours in COLOURS.
     """
     import matplotlib
     from cycler import cycler

@@ -34,7 +34,7 @@ TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings tha
 
 
 def refuse_training(settings: Sequence[str]) -> None:
-    """Check that no setting belongs to training. Settings of how a data file is read are allowed."""
+    """Check that no setting belongs to training. Settings for reading a data file are allowed."""
     for setting in settings:
         if setting.startswith(TRAINED) and not setting.startswith(READING):
             raise UsageError(f"expected settings of task, eval or guide, got '{setting}'; an evaluation does not train")
@@ -44,7 +44,7 @@ def refuse_unknown_classes(settings: Sequence[str]) -> None:
     """Check that task.unknown is not set, in a command whose tasks have no unknown classes."""
     if any(setting.startswith("task.unknown=") for setting in settings):
         raise UsageError(
-            "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove it"
+            "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove task.unknown"
         )
 
 
@@ -75,7 +75,7 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
 
 
 def _runs(folders: Sequence[str], schema: type) -> DictConfig:
-    """Return the folders of runs as the setting `run`: a string, or a list if there are several."""
+    """Return the setting `run`: the folder of one run as a string, or several folders as a list."""
     if len(folders) > 1 and get_type_hints(schema)["run"] is str:
         got = f"{len(folders)}: {', '.join(folders)}"
         raise UsageError(f"expected the folder of one run, got {got}; settings have the form tasks=32")
@@ -103,9 +103,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     """
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
-        raise UsageError(
-            f"expected the checkpoint of a run in {folder}, got one without the training state; give another folder"
-        )
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got no training state; give another folder")
     with expecting(f"the checkpoint of a run in {folder}"):
         step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
@@ -143,8 +141,8 @@ def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: M
             changed = now[part][name] != saved[part].get(name, now[part][name])
             if changed and (f"{part}.{name}" in learned or f"{part}.log_{name}" in learned):
                 raise UsageError(
-                    f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got a learned one; "
-                    f"set {part}.learn_step_size=false too, if {part} has that setting"
+                    f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got a learned "
+                    f"step size; set {part}.learn_step_size=false too, if {part} has that setting"
                 )
 
 

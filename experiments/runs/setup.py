@@ -76,7 +76,7 @@ def set_up(
     Args:
         config: the configuration of the run.
         num_classes: number of classes that the learner is built for; None: the way of the tasks.
-        training: whether the training and validation splits are read too, not only that of the evaluation.
+        training: whether the training and validation splits are read too. If false, only the evaluation split is read.
         restore: loads the weights of a trained learner, whose backbone is then not pretrained; None: untrained weights.
 
     Raises:
@@ -142,7 +142,7 @@ def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -
     if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
         raise UsageError(
             f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
-            f"{config.train.num_tasks} and {config.train.tasks_per_step}"
+            f"train.num_tasks={config.train.num_tasks} and train.tasks_per_step={config.train.tasks_per_step}"
         )
 
 
@@ -160,7 +160,7 @@ def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> N
 
 
 def _mean_feature(stream: TaskStream) -> Tensor:
-    """Return the mean feature [features] over all points of the first block of training tasks."""
+    """Return the mean feature [features] over all points of the first training tasks (at most BLOCK tasks)."""
     episodes = stream.batch(0, min(stream.block, BLOCK))
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)

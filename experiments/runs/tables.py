@@ -119,7 +119,7 @@ def _calibration(results: Mapping[str, Any]) -> str:
 
 
 def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
-    """Remove the joint NLL from results of earlier versions, which overestimates it by averaging over few draws."""
+    """Remove the joint NLL from results of earlier versions. They averaged over few draws and overestimated it."""
     return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
 
 

@@ -55,12 +55,12 @@ class HasConstants(Protocol):
     """Data with constant predictions (such as the grand mean), with which a regression is compared."""
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return squared errors [tasks] by the name of the constant; {} if no regression can do better."""
+        """Return squared errors [tasks] by the name of the constant; {} if a regression cannot beat constants."""
 
 
 @dataclass(frozen=True)
 class RunTasks:
-    """Streams of tasks from a source, on the device of the run."""
+    """The tasks of each split of a run, drawn from a source and moved to the device of the run."""
 
     config: Config
     source: Source
@@ -98,7 +98,7 @@ class RunTasks:
         return None
 
     def constant_rmse(self) -> dict[str, float] | None:
-        """Return the RMSE of constant predictions on the evaluation tasks; None if no regression could do better."""
+        """Return the RMSE of constant predictions on evaluation tasks; None if a regression cannot beat constants."""
         if not isinstance(self.source, HasConstants):
             return None
         stream, number = self.stream(self.config.eval.split), self.config.eval.tasks
@@ -107,7 +107,7 @@ class RunTasks:
         return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
     def response(self) -> dict[str, Any] | None:
-        """Return name and sd of the response, by which labels are divided; None if labels are not standardised."""
+        """Return name and sd of the response. Labels are divided by this sd. Without standardisation, return None."""
         source = self.source
         if not isinstance(source, Groups) or source.family != "gaussian":
             return None
@@ -159,7 +159,7 @@ def validation_shape(config: Config, source: Source) -> TaskShape:
 
 
 def note_narrower_validation(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Print a note, or raise UsageError if the guide forbids it, if validation has fewer classes than training."""
+    """Print a note if validation has fewer classes than training. Raise UsageError if the guide cannot handle this."""
     way, narrower = config.task.way, validation_shape(config, source).way
     if narrower == way:
         return
@@ -196,5 +196,5 @@ def fingerprint_of(data: Bank | Source) -> str | None:
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
-    """Return a sampler that draws tasks on the CPU, to be equal on all devices, and moves them to the device."""
+    """Return a sampler that moves tasks to the device. Tasks are drawn on the CPU, to be equal on all devices."""
     return lambda generator: draw(generator).to(device)

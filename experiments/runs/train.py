@@ -33,7 +33,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     check_devices(config)
     if config.eval.ensemble:
         raise UsageError(
-            "expected eval.ensemble in experiments.evaluate only, got it in a training run; remove eval.ensemble"
+            "expected eval.ensemble only in experiments.evaluate, got a training run; remove eval.ensemble"
         )
     if config.logger:
         with naming_choices(config.choices):
@@ -56,7 +56,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _announce(config: Config, folder: Path) -> None:
-    """Print in which file the training can be followed. Runs before the slow imports of the training."""
+    """Print in which file the training can be followed. This happens before slow imports."""
     goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
     lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
     print(f"training{goes_on}: {lines}", flush=True)

@@ -67,7 +67,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _listen() -> None:
-    """Initialise a worker process: SIGTERM starts no further job. SIGINT stays blocked.
+    """Initialise a worker process. After SIGTERM, the worker starts no further job. SIGINT stays blocked.
 
     On Ctrl-C the main process sends SIGTERM to its workers.
     """

@@ -31,7 +31,7 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
         config: a `StudyConfig`.
         name: text that identifies the study, to refuse a folder that holds another study.
         folder: the folder of the study.
-        write: function of the study, its rows with finished runs, and the folder. Writes tables and plots.
+        write: function that writes tables and plots, given the study, the rows with finished runs, and the folder.
     """
     rows = chosen_rows(config.study, config.size, config.parts)
     claim(folder, name)

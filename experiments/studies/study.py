@@ -76,7 +76,7 @@ class Job:
         if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
                 f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); remove "
-                "it, or take another folder with hydra.run.dir="
+                "this run, or take another folder with hydra.run.dir="
             )
         return (self.out / "results.json").exists()
 
@@ -90,7 +90,7 @@ def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
 
     Args:
         study: content of conf/study/NAME.yaml. Each of its `parts` has labelled `rows`, the number of `seeds`, and
-            `settings` that all its rows share. A row is a string of settings, or has own `settings` and `seeds`.
+            `settings` that all its rows share. A row is a string of settings, or has its own `settings` and `seeds`.
         smoke: whether each row has one seed and the settings `smoke`, such as train.steps=4.
     """
     rows = []
@@ -134,12 +134,14 @@ def claim(folder: Path, name: str) -> None:
     if holds == name:
         return
     if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise UsageError(f"expected a new folder, or that of {name}, got {folder} with {holds}; change hydra.run.dir=")
+        raise UsageError(
+            f"expected a new folder, or the folder of {name}, got {folder} with {holds}; change hydra.run.dir="
+        )
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
-    """Return the rows of those parts of a study in which all runs are finished."""
+    """Return the rows of the parts of a study in which all runs are finished."""
     open_parts = {
         row.part
         for row in rows

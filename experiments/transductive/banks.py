@@ -23,12 +23,14 @@ CIFAR100_FEATURES = "cifar100_features/cifar100_lite0_pca256_int8.npz"  # below 
 
 
 def write_bank(path: Path, settings: str) -> None:
-    """Write a data set of features (features, labels, splits, partners) to an .npz file, unless the file exists.
+    """Write a data set of features to an .npz file, unless the file exists.
+
+    The arrays are features, labels, split and, if inputs come in pairs, partner (the row of the other input).
 
     Args:
         path: the file.
-        settings: the inputs from which the features are computed.
-            settings of `experiments.pretrain`: the images of `data=`, with the network that these settings pretrain.
+        settings: the inputs from which the features are computed, in one of three forms.
+            Settings of `experiments.pretrain`: the images of `data=`, with the network that these settings pretrain.
             `cifar100_features`: the features in METABAYES_DATA/cifar100_features, with the splits of CIFAR-FS.
             `simulated`: small Gaussian classes, for tests.
     """

@@ -41,7 +41,7 @@ def chosen(
     columns: Sequence[Column],
     tasks: int,
 ) -> Choice:
-    """Choose the most accurate candidate on validation tasks of all columns, and the temperature of its smallest NLL.
+    """Choose the most accurate candidate on validation tasks, and the temperature at which it has the smallest NLL.
 
     Args:
         path: file that keeps the choice.

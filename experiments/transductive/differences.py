@@ -1,4 +1,4 @@
-"""Paired differences between our method and the best peer, and the limits within which both count as level."""
+"""Paired differences between our method and the best peer, and the margins within which both count as equally good."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class Method:
         candidates: settings of untrained guides; the most accurate on validation classes are chosen.
         tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need no
             temperature, and rows with published settings have no temperature.
-        many: further settings from MANY shots on.
-        trained: label of the row of the study that trains the learner; instead of candidates.
+        many: additional settings for tasks with at least MANY shots.
+        trained: label of the row of the study that trains the learner. A trained method has no candidates.
         changes: settings of the guide that differ from the training.
         tasks: upper limit of the number of test tasks per column, for a slow method; 0: no limit.
         ours: whether the method is ours, and compared with the best peer.

@@ -155,9 +155,10 @@ def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[Ta
 
 
 def query_rows(banks: Mapping[str, Cells], column: str) -> list[TableRow]:
-    """Return a table of accuracies on one kind of tasks, from class means to guides that use the queries.
+    """Return a table of accuracies on one kind of tasks, with one row per bank (data set).
 
-    The increase along a row is the effect of the queries. There is one row per bank (data set).
+    The first column has class means. The other columns have guides that use the queries. The increase along a row is
+    the effect of the queries.
     """
     return [
         {"bank": bank, **{name: per_cent(float(cells[name][column].accuracy.mean())) for name in ONE_STEP}}
