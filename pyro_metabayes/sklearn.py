@@ -179,7 +179,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.balance is not None:
             raise UsageError(
                 f"expected balance=None, got balance='{self.balance}', which needs learner='transductive'; remove "
-                "balance, or for a MetaLearner pass balance to MetaLearner.pretrained(balance='known')"
+                "balance, or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
             )
 
 

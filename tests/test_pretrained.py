@@ -105,7 +105,7 @@ def test_a_setting_that_a_learner_does_not_have_is_refused() -> None:
         (FewShotClassifier("inductive", balance="known"), "balance=None"),
         (FewShotClassifier(MetaLearner.pretrained(), balance="known"), "balance=None"),
         (FewShotClassifier(None, balance="known"), "balance=None"),
-        (FewShotClassifier(balance="even"), "guide.balance"),
+        (FewShotClassifier(balance="even"), "expected balance to be one of"),
         (FewShotClassifier("nothing"), "transductive, inductive, .* got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=message) as error:

@@ -74,3 +74,13 @@ def _resume_remedy(folder: Path) -> str:
     if folder.is_dir():
         return "repeat the command that started this run"
     return "check the path, since the folder does not exist"
+
+
+def command_line(name: str) -> str:
+    """Return the words that start the command NAME as this process was started.
+
+    They are `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the root of the repository.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    installed = spec is not None and spec.name.startswith("pyro_metabayes.")
+    return f"metabayes {name}" if installed else f"python -m experiments.{name}"

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import Interrupted, UsageError, printable
-from pyro_metabayes.experiments.cli.arguments import hydra_arguments
+from pyro_metabayes.experiments.cli.arguments import command_line, hydra_arguments
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
 from pyro_metabayes.experiments.cli.one_line_warnings import one_line_warnings
@@ -178,7 +178,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
         if {path.name for path in folder.iterdir()} <= {".hydra", "study.txt", ".lock"}:
             shutil.rmtree(folder)
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
-            how = f"python -m experiments.run {shlex.quote(f'resume={folder}')}"
+            how = f"{command_line('run')} {shlex.quote(f'resume={folder}')}"
             raise Interrupted(f"{str(error) or 'interrupted'}; continue with: {how}") from None
         raise
 

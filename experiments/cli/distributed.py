@@ -26,6 +26,7 @@ from torch import distributed
 import pyro_metabayes
 from pyro_metabayes.device import count_of, device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.training.interruption import SIGNALS
 
@@ -74,7 +75,7 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
         if not _is_lost_process(error):
             raise
         codes = " ".join(getattr(error, "__notes__", []))
-        launcher = "the torchrun command with" if _under_torchrun() else "python -m experiments.run"
+        launcher = "the torchrun command with" if _under_torchrun() else command_line("run")
         raise UsageError(
             f"a process of the job was lost{codes}; continue from the last checkpoint with: {launcher} "
             f"{shlex.quote(f'resume={folder}')}"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pyro_metabayes.errors import UsageError, printable, unknown_key
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
@@ -58,7 +59,7 @@ def _message_of(error: BaseException) -> str:
     if message := _missing_choice(error) or _without_value(error) or _system_error(error) or _type_error(error):
         return message
     if "Ambiguous value for argument" in str(error):
-        return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
+        return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: {command_line('run')} -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
         names = [str(name) for name in unknown.parent_node if name not in FILLED_IN]

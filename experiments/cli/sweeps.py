@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 LAUNCHER = "hydra/launcher"  # group of choices of Hydra
@@ -41,7 +42,7 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if not _unfinished_names(folder):
-            print(f"runs: {folder}; compare them with: python -m experiments.compare {folder}")
+            print(f"runs: {folder}; compare them with: {command_line('compare')} {folder}")
 
 
 def job_name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NoReturn
 
 from omegaconf import MISSING as REQUIRED
 
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.explanations import (
     also_set_by,
     choices_of,
@@ -91,10 +91,8 @@ def _described(doc: str | None) -> tuple[str, str, str]:
     """Split a docstring "python -m NAME ARGUMENTS: TEXT" into command, example arguments and description."""
     command, _, text = (doc or "").strip().partition(": ")
     module, *arguments = command.removeprefix("python -m ").split()
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    installed = spec is not None and spec.name.startswith("pyro_metabayes.")
-    name = module.replace("experiments.", "metabayes ") if installed else f"python -m {module}"
-    return name, " ".join(arguments).replace("RUN_DIR", RUN), _filled(text[:1].upper() + text[1:])
+    example = " ".join(arguments).replace("RUN_DIR", RUN)
+    return command_line(module.removeprefix("experiments.")), example, _filled(text[:1].upper() + text[1:])
 
 
 def _filled(text: str) -> str:

@@ -20,6 +20,7 @@ from pyro_metabayes.data.sources.class_folders import ImageFiles
 from pyro_metabayes.data.sources.images import colour_of
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.composition import config_of
@@ -104,7 +105,7 @@ def _network(config: Config) -> PretrainedNetwork:
         given = HydraConfig.get().runtime.choices["backbone"]
         raise UsageError(
             f"expected backbone=timm or backbone=torchvision, got backbone={given}, which a run trains "
-            "itself; use python -m experiments.run data=image_folder"
+            f"itself; use {command_line('run')} data=image_folder"
         )
     return network.to(device_of(config.device)).eval()
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import GROUP
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, task_name, without_old_joint
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
@@ -109,7 +110,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / file).is_file():
         has_checkpoint = (folder / "checkpoint.pt").is_file()
         remedy = (
-            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
+            f"finish it with: {command_line('run')} {shlex.quote(f'resume={folder}')}"
             if has_checkpoint
             else "give the folder of a run"
         )

@@ -15,6 +15,7 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
+from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
 from pyro_metabayes.experiments.runs.other_groups import with_all_groups
@@ -110,7 +111,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     if step < num_steps:
         raise UsageError(
             f"expected a finished run, got {folder}, at step {step} of {num_steps}; "
-            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
+            f"finish it with: {command_line('run')} {shlex.quote(f'resume={folder}')}"
         )
     return state
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from os import PathLike, fspath
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.storage.paths import user_path
+from pyro_metabayes.transductive.balance import BALANCES
 
 
 @functools.lru_cache(maxsize=8)
@@ -20,7 +21,12 @@ def shipped(name: str, balance: str | None) -> MetaLearner:
     Args:
         name: `transductive` or `inductive`.
         balance: value of the setting `balance` of the guide; None: the value in the file.
+
+    Raises:
+        UsageError: the guide has no such balance.
     """
+    if balance is not None:
+        check_choice("balance", balance, BALANCES)
     settings = {} if balance is None else {"balance": balance}
     return MetaLearner.pretrained(name, **settings).double().eval()
 
