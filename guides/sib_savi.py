@@ -1,8 +1,7 @@
 """SIB as the conditional prior in SAVI's bound. The posterior takes one more step, with the query labels.
 
-Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound on p(y | x, support) whose prior makes the
-predictions: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). Step preconditioned by the posterior
-covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv
+2008.12037). Step preconditioned by the posterior covariance: Khan and Rue, JMLR 2023 (arXiv 2107.04562).
 """
 
 from __future__ import annotations
