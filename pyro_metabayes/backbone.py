@@ -56,8 +56,8 @@ class TorchBackbone(Backbone):
         super().__init__()
         if any(isinstance(layer, _BatchNorm) and not layer.track_running_stats for layer in module.modules()):
             raise UsageError(
-                "expected batch norm with running statistics in the backbone, got track_running_stats=False, with "
-                "which the features of a point depend on other tasks; set it to True, or use nn.GroupNorm"
+                "expected batch norm with running statistics in the backbone, got track_running_stats=False: the "
+                "features of a point then depend on other tasks; set track_running_stats=True, or use nn.GroupNorm"
             )
         self.module, self.normalise = module, normalise
         self.num_features = num_features_of(module, input_shape)
@@ -82,7 +82,7 @@ def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UsageError(
             f"expected the backbone to accept inputs [N, {_listed(input_shape)}], got the error: {reason}; change the "
-            "backbone, or the input shape that is passed with it"
+            "backbone or the input shape"
         ) from None
     finally:
         for part, training in modes:
@@ -100,7 +100,7 @@ def _listed(shape: Sequence[int]) -> str:
 
 
 def note_held_statistics(backbone: nn.Module) -> None:
-    """Print a note if a backbone with batch norm is trained: its running statistics stay fixed."""
+    """Print a note that the running statistics stay fixed, if a backbone with batch norm is trained."""
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if trained and any(isinstance(layer, _BatchNorm) for layer in backbone.modules()):
         print(

@@ -71,7 +71,10 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
 
 
 def full_name(name: str) -> str:
-    """Return the full name of a target in this version: pyro_metabayes.guides.sib.Guide for guides.sib.Guide."""
+    """Return the full dotted name of a class or function, which may have moved in a later version of the package.
+
+    For example, guides.sib.Guide becomes pyro_metabayes.guides.sib.Guide.
+    """
     module, _, attribute = _full(name).rpartition(".")
     return f"{MODULES.get(module, module)}.{attribute}"
 
@@ -159,7 +162,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value has the type of an annotation; true for annotations that are not checked."""
+    """Return whether a plain value has the type of an annotation. An annotation that is not checked fits any value."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))

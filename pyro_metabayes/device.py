@@ -19,8 +19,8 @@ def device_of(name: str) -> torch.device:
     """Return the torch device of this name.
 
     Args:
-        name: `auto`, `cpu`, or an accelerator: `cuda`, `mps` or `xpu`, or with an index, such as `cuda:1`. `auto`
-            means the accelerator that `torch.accelerator` reports, or the CPU if there is none.
+        name: `cpu`; an accelerator (`cuda`, `mps` or `xpu`), possibly with an index, such as `cuda:1`; or `auto`, the
+            accelerator that `torch.accelerator` reports, or the CPU if there is none.
 
     Raises:
         UsageError: torch has no device of that name, or this machine has no such device.
@@ -77,7 +77,7 @@ def keep_freed_memory() -> bool:
     process. Therefore the commands call this function, and importing the package does not.
 
     Returns:
-        True if the C library accepts both settings; false if it does not have them.
+        True if malloc accepts the setting; false if the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -130,7 +130,7 @@ def test_slopes_without_intercepts_meet_at_0() -> None:
     """Such predictors are not centred; far from 0 they are refused, since the lines would be one."""
     groups = loaded(rows_of(), random=("x",))
     assert groups.scales.mean[0] == 0 and groups.whole().query_x[..., 0].min() == 0
-    with pytest.raises(UsageError, match=r"all lines meet at x = 0, .* set data.random=\[intercept,x\]"):
+    with pytest.raises(UsageError, match=r"all lines then meet at x = 0, .* set data.random=\[intercept,x\]"):
         loaded(rows_of() + np.array([2010, 0, 0]), random=("x",))
 
 

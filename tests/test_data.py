@@ -182,7 +182,7 @@ def test_a_pair_that_must_be_split_is_refused() -> None:
 @pytest.mark.parametrize(
     ("split", "shape", "message"),
     [
-        ("trian", TaskShape(), "no split 'trian'; there are train, val, test"),
+        ("trian", TaskShape(), "expected a split among train, val, test, got 'trian'"),
         ("train", TaskShape(way=1), "way >= 2"),
         ("train", TaskShape(query=0), "query >= 1"),
         ("train", TaskShape(way=9), "task.way=9 classes in the train split, got 5"),
@@ -442,12 +442,12 @@ def changed_features(row: int, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"features": None}, "expected an array 'features' in .*, got labels; rename or add it"),
+        ({"features": None}, "expected an array 'features' in .*, got labels; rename or add an array"),
         ({"labels": None}, "expected an array 'labels' in .*, got features; rename"),
         ({"labels": np.zeros(40)}, "integers or strings as labels in .*, got float64; write"),
-        ({"labels": np.zeros(39, int)}, r"features \[40, 6\], labels \[39\] in .*one row"),
-        ({"labels": np.array(3)}, r"labels \[\] in .*one row"),
-        ({"split": np.zeros(3, int)}, r"split \[3\] in .*one row"),
+        ({"labels": np.zeros(39, int)}, r"features \[40, 6\], labels \[39\]; .*one row"),
+        ({"labels": np.array(3)}, r"labels \[\]; .*one row"),
+        ({"split": np.zeros(3, int)}, r"split \[3\]; .*one row"),
         ({"features": np.zeros((40, 2, 3))}, r"features \[40, 2, 3\], labels"),
         ({"features": np.zeros((0, 6)), "labels": np.zeros(0, int)}, "at least one row .* got none; add"),
         ({"features": np.full((40, 6), "x")}, "expected numbers as features in .*, got <U1; write"),
@@ -540,7 +540,7 @@ def test_gaussian_features_refuse_what_cannot_be_drawn() -> None:
         GaussianFeatures(num_features=0)
     with pytest.raises(UsageError, match="separation >= 0"):
         GaussianFeatures(separation=-1.0)
-    with pytest.raises(UsageError, match="no split 'dev'"):
+    with pytest.raises(UsageError, match="expected a split among train, val, test, got 'dev'"):
         GaussianFeatures().sampler("dev", TaskShape())
     with pytest.raises(UsageError, match="shot >= 1"):
         GaussianFeatures().sampler("train", TaskShape(shot=0))
@@ -597,7 +597,7 @@ def test_omniglot_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
         omniglot.load()
     one = {"images": np.zeros((1, 20, 28, 28), np.uint8), "alphabet": ["Greek"], "character": ["character03"]}
     np.savez(path, **one)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"all 1623 characters of Omniglot, got 1 without .*; copy or"):
+    with pytest.raises(UsageError, match=r"all 1623 characters of Omniglot, got 1, without .*; copy or"):
         omniglot.load()
 
 

@@ -215,8 +215,12 @@ def test_images_are_turned_where_the_bank_has_no_features_of_them(bank: DomainBa
         ("train", TaskShape(3, 0, 5), r"at most 12 images, the smallest domain of the train split, got 15; lower task"),
         ("train", TaskShape(3, 1, 2), r"expected task.way=3, the number of classes of every domain, task.shot=0 and"),
         ("train", TaskShape(5, 0, 2), r"expected task.way=3"),
-        ("train", TaskShape(3, 0, 2, query_concentration=1.0), "no task.query_counts or task.query_concentration"),
-        ("dev", TaskShape(3, 0, 2), "no split 'dev'; there are train, val, test"),
+        (
+            "train",
+            TaskShape(3, 0, 2, query_concentration=1.0),
+            "expected neither task.query_counts nor task.query_concentration",
+        ),
+        ("dev", TaskShape(3, 0, 2), "expected a split among train, val, test, got 'dev'"),
     ],
 )
 def test_what_is_no_minibatch_is_refused(split: str, shape: TaskShape, message: str) -> None:

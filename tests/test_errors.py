@@ -103,7 +103,7 @@ WRONG_VALUE = {
     "trainer.devices=3": "train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, 3",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
-    "eval.split=exam": "no split 'exam'; there are train, val, test",
+    "eval.split=exam": "expected a split among train, val, test, got 'exam'",
     "device=tpu": "expected device to be auto, cpu, cuda, cuda:1, mps or xpu, got 'tpu'",
     "seed=-1": "expected 0 <= seed < 2^63, got -1",
     "guide.num_steps=-1": "expected guide.num_steps >= 0, got -1",
@@ -267,7 +267,10 @@ BAD_ARRAYS = {
         {"features": np.zeros((0, WIDTH)), "labels": np.zeros(0, int)},
         "expected at least one row of features in bad.npz, got none",
     ),
-    "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D], labels [N] and split [N]"),
+    "labels of another length": (
+        {"labels": np.arange(5)},
+        "expected features [N, D], labels [N] and, if present, split [N]",
+    ),
     "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split of bad.npz, got none in"),
 }
 
@@ -439,7 +442,7 @@ EVALUATE = {
     "foo.bar=1": "unknown key 'foo'",
     "guide.num_steps=x": "expected guide.num_steps to be of type int, got 'x'",
     "eval.tasks=many": "expected eval.tasks to be of type integer, got 'many'",
-    "eval.split=exam": "no split 'exam'",
+    "eval.split=exam": "expected a split among train, val, test, got 'exam'",
     "guide.initialisation=global": "expected a checkpoint of this model and guide",
     "data.path=gone.npz": "expected a file of features, found none at gone.npz",
     "device=tpu": "expected device to be auto, cpu, cuda",

@@ -126,7 +126,7 @@ def test_the_families_of_a_run_are_counted_and_drawn() -> None:
     assert Path("run/families/families.png").read_bytes().startswith(b"\x89PNG")
     assert ran("families", "run", *small).out == outcome.out, "the same seed gives the same numbers"
     assert "expected --shots >= 0, --blocks >= 1 and --samples >= 2" in call("families", "run", "--samples", "1").error
-    assert "no split 'exam'" in call("families", "run", "--split", "exam").error
+    assert "expected a split among train, val, test, got 'exam'" in call("families", "run", "--split", "exam").error
 
 
 @pytest.mark.usefixtures("in_folder")

@@ -409,9 +409,9 @@ def test_tasks_that_are_none_are_refused() -> None:
         fit(learner, 3, val(), steps=1)
     with refuses(r"^expected val to be a TaskStream, .* with at least one task, got .* function; .*$"):
         fit(learner, WatchedStream(), made, steps=1)
-    with refuses(r"^expected tasks of one number of classes in val, got \[3, 4\] classes; pass one list for each$"):
+    with refuses(r"^expected the same number of classes in all tasks of val, got \[3, 4\]; pass one list for each$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
-    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0; change train$"):
+    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0; .*$"):
         fit(learner, lambda number: number, val(), steps=1)
     with refuses(r"^expected a batch of tasks for every step, got an iterator that has ended; .*$"):
         fit(learner, iter([random_tasks(4)]), val(), steps=2)
@@ -787,7 +787,7 @@ def test_datasets_that_are_none_are_refused() -> None:
     with refuses(r"^expected a torch Dataset of \(input, label\) with a length .*, got DataLoader; .*$"):
         Bank.from_dataset(DataLoader(Squares()), SPLITS)  # type: ignore[arg-type]
     sizes = Squares(lambda image: image[:, : int(image[0, 0, 0]) % 3 + 1])
-    with refuses(r"^expected inputs of one shape, got .* and, in item \d+, .*; add a transform that resizes them$"):
+    with refuses(r"^expected inputs of one shape, got .* in item \d+ and .* in item \d+; add a transform .*$"):
         Bank.from_dataset(sizes, SPLITS).tasks("train", way=3, query=2).batch(0, 4)
 
 

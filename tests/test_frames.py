@@ -110,14 +110,14 @@ def test_datasets_may_be_divided_by_rows() -> None:
     [
         (
             lambda table: table.drop(columns="label"),
-            r"a column 'label' in .*, got f0, f1, f2, f3; set label .data.label=NAME",
+            r"a column 'label' in .*, got f0, f1, f2, f3; set label .in a run: data.label",
         ),
-        (lambda table: table[["label"]], r"expected columns of features in .*, got none; set columns .data.columns"),
+        (lambda table: table[["label"]], r"expected columns of features in .*, got none; set the argument columns"),
         (lambda table: table.assign(label=None), "text or integers in column 'label' of .*, got NoneType in row 0"),
         (lambda table: table.assign(label=0.5), "text or integers in column 'label' of .*, got float64 in row 0"),
         (lambda table: table.assign(f1=np.nan), "NaN or infinity .* in 600 of 600 rows"),
         (lambda table: table.assign(a=[[1.0]] * 600, b=[[1.0]] * 600), "one column of lists in .*, got a, b; set"),
-        (lambda table: table.assign(a=[[1.0]] * 599 + [[1.0, 2]]), "lists of one length in column 'a' .* 2 lengths"),
+        (lambda table: table.assign(a=[[1.0]] * 599 + [[1.0, 2]]), "lists of one length in column 'a' .* 2 different"),
         (lambda table: table.set_axis([*"aab", "c", "label"], axis=1), "columns with different names in .*, got a, a"),
         (lambda table: table.assign(split="training"), "expected train, val, test or 0, 1, 2 in 'split' of"),
         (lambda table: table[:0], "at least one row of features|got object|expected columns of features"),
@@ -138,9 +138,9 @@ def test_a_refusal_is_the_only_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_column_of_text_is_no_feature() -> None:
-    with pytest.raises(UsageError, match=r"numbers in column 'label' of the data frame, got str; leave it out"):
+    with pytest.raises(UsageError, match=r"numbers in column 'label' of the data frame, got str; leave the column out"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "label"])
-    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set columns \(data.columns=\[...\] in a run\)"):
+    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set columns \(in a run: data.columns\)"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "g"])
 
 
@@ -151,12 +151,12 @@ def test_a_run_reads_a_table() -> None:
     error = call("run", "data=features", "data.path=it.parquet", *small).error
     assert (
         error
-        == "expected a column 'label' in it.parquet, got f0, f1, f2, f3, my label; set label (data.label=NAME in a run)"
+        == "expected a column 'label' in it.parquet, got f0, f1, f2, f3, my label; set label (in a run: data.label)"
     )
     Path("cut.parquet").write_bytes(Path("it.parquet").read_bytes()[:2000])
     assert "got cut.parquet, which cannot be read (" in call("run", "data=features", "data.path=cut.parquet").error
     np.savez("it.npz", **arrays())  # type: ignore[arg-type]
-    assert "for data.label and data.columns, got it.npz; remove them" in (
+    assert "with data.label or data.columns, got it.npz; remove these two settings" in (
         call("run", "data=features", "data.path=it.npz", "data.columns=[f0]").error
     )
 

@@ -296,7 +296,7 @@ def test_scales_that_are_none_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UsageError, match=f"expected data.scales to have mean and sd > 0 of columns among a, y, got {got}"
+        UsageError, match=f"expected data.scales to have mean and sd > 0 of some of the columns a, y, got {got}"
     ):
         load("who", "y", ["a"], path=str(written("t.csv", lines_of_groups(0, 6))), scales=scales)
 
@@ -311,15 +311,15 @@ BAD_TABLES = {
     ),
     "two columns of a name": ("who,a,a,y\nA,1,1,2\n", "expected one column 'a' in t.csv, got several"),
     "a word for a number": (GOOD + "C,tall,3\n", "a finite number in column 'a', got 'tall' on line 6 of t.csv"),
-    "NaN": (GOOD + "C,nan,3\n", "got missing values in 1 of 5 rows of t.csv, the first: 'nan' in column 'a' on line"),
+    "NaN": (GOOD + "C,nan,3\n", "got missing values in 1 of 5 rows of t.csv (the first is 'nan' in column 'a' on line"),
     "an infinite number": (GOOD + "C,1,1e999\n", "a finite number in column 'y', got '1e999' on line 6"),
     "an empty cell": (
         GOOD + "C,,3\nD,1,NA\n",
-        "got missing values in 2 of 6 rows of t.csv, the first: '' in column 'a' on line 6;",
+        "got missing values in 2 of 6 rows of t.csv (the first is '' in column 'a' on line 6);",
     ),
     "no name of a group": (
         GOOD + " ,1,3\n",
-        "the first: '' in column 'who' on line 6; fill in values, or set data.missing=drop",
+        "the first is '' in column 'who' on line 6); fill in values, or set data.missing=drop",
     ),
     "a short row": (GOOD + "C,1\n", "expected 3 cells as in the header, got 2 on line 6 of t.csv"),
     "no rows": ("who,a,y\n", "expected rows below the header of t.csv, got none"),
@@ -331,11 +331,11 @@ BAD_TABLES = {
 SETTINGS = {
     "": "expected a CSV file, got no path; set data.path=FILE.csv",
     "data.path=none.csv": "expected a CSV file, found none at none.csv; fix data.path",
-    "data.path=t.csv data.random=[b]": "expected data.random to name some of intercept, a, got 'b'",
-    "data.path=t.csv data.random=[]": "expected data.random to name the group-specific weights, got none",
-    "data.path=t.csv data.predictors=[a,a]": "to name each column once, got 'a' twice",
-    "data.path=t.csv data.response=a": "to name each column once, got 'a' twice",
-    "data.path=t.csv data.random=[a,a]": "to name each column once, got 'a' twice",
+    "data.path=t.csv data.random=[b]": "expected names among intercept, a in data.random, got 'b'",
+    "data.path=t.csv data.random=[]": "expected group-specific weights in data.random, got none",
+    "data.path=t.csv data.predictors=[a,a]": "weights and offset, and in random, got 'a' twice",
+    "data.path=t.csv data.response=a": "weights and offset, and in random, got 'a' twice",
+    "data.path=t.csv data.random=[a,a]": "weights and offset, and in random, got 'a' twice",
     "data.path=t.csv data.train=0": "expected fractions data.train > 0, data.val >= 0 and data.train + data.val <= 1",
     "data.path=t.csv data.train=0.9": "expected at least one group for test, got none of the 2 groups",
     "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",

@@ -143,7 +143,7 @@ def with_row(row: int, value: float) -> dict[str, np.ndarray]:
             with_row(slice(None), np.nan),
             r"NaN or infinity .* in 36 of 36 rows; .* \(the first is row \d+\)",
         ),
-        (with_row(slice(None), 0.0), r"got 36 of 36 that are all zero; remove them \(the first is row \d+\)"),
+        (with_row(slice(None), 0.0), r"got 36 of 36 that are all zero; remove these rows \(the first is row \d+\)"),
     ],
 )
 def test_a_row_that_is_no_feature_is_named_when_it_is_drawn(given: Any, message: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_prepare_names_it_before_a_task_does(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"labels": None}, "expected an array 'labels' in .*given, got features; rename or add it"),
+        ({"labels": None}, "expected an array 'labels' in .*given, got features; rename or add an array"),
         ({"labels": np.arange(5)}, r"features \[600, 6\], labels \[5\]"),
         ({"features": np.asfortranarray(arrays()["features"])}, "C order in .* Fortran order; save numpy.asc"),
         ({"features": np.full((600, 6), "x")}, "expected numbers as features"),

@@ -115,7 +115,7 @@ def test_numbers_are_levels_where_the_settings_say_so(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("who,diet,y\na,10,1\na,9,2.5\nb,9,1\nb,2,4\nc,2,3\nc,10,7.5\n")
     groups = load("who", "y", ["diet"], path=str(tmp_path / "t.csv"), factors=["diet"])
     assert groups.features == ["intercept", "diet=9", "diet=10"]
-    with pytest.raises(UsageError, match=r"expected data\.factors to name some of data\.predictors, got 'y'"):
+    with pytest.raises(UsageError, match=r"expected data\.factors among data\.predictors, got 'y'"):
         load("who", "y", ["diet"], path=str(tmp_path / "t.csv"), factors=["y"])
 
 
@@ -123,7 +123,7 @@ def test_numbers_are_levels_where_the_settings_say_so(tmp_path: Path) -> None:
 def test_several_kinds_of_groups_are_refused_by_name(second: str, kind: str, tmp_path: Path) -> None:
     lines = ["school,room,teacher,y", "a,a1,t1,1", "a,a2,t2,2", "b,b1,t1,3", "b,b2,t2,5"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=f"data.group, got school and {second}, whose groups are {kind}: the model"):
+    with pytest.raises(UsageError, match=rf"data.group, got school and {second} \({kind} groups\), but the model"):
         load(["school", second], "y", path=str(tmp_path / "t.csv"))
 
 

@@ -58,7 +58,7 @@ def test_passing_the_labels_would_be_vacuous() -> None:
     learner, episodes = SIB.learner(), SIB.tasks()
     repeated = Predictive(learner.model, guide=learner.guide, num_samples=5, parallel=True)(episodes)["query_y"]
     assert (repeated == episodes.query_y).all()
-    with pytest.raises(UsageError, match="expected an Observed, got Episodes"):
+    with pytest.raises(UsageError, match="expected tasks of type Observed, got Episodes"):
         draws_of(learner, episodes, 5)
     honest = draws_of(learner, episodes.observed(), 50).y
     assert 0 < (honest == episodes.query_y).float().mean().item() < 1

@@ -309,7 +309,7 @@ def test_unreadable_images_are_named() -> None:
     for name in ("c0/1.png", "c8/2.png"):
         Path("pictures", name).write_text("none")
     error = call("embed", "pictures", "out=it.npz", *RANDOM_TIMM).error
-    assert "got 2 of 72 that cannot be read: pictures/c0/1.png (it is not an image), pictures/c8/2.png" in error
+    assert "got 2 of 72 that cannot be read: pictures/c0/1.png (the file is not an image), pictures/c8/2.png" in error
     assert not Path("it.npz").exists()
 
 

@@ -113,7 +113,10 @@ def test_twice_the_queries_are_so_in_every_class() -> None:
         ({"query_counts": [0] * 5}, "5 numbers >= 0"),
         ({"query_concentration": -1.0}, r"task\.query_concentration to be finite and >= 0"),
         ({"query_concentration": float("inf")}, "to be finite"),
-        ({"query_balanced": 0.5}, r"task\.query_balanced from 0 to 1, and 0 without"),
+        (
+            {"query_balanced": 0.5},
+            r"task\.query_balanced from 0 to 1, and equal to 0 if task\.query_concentration is 0",
+        ),
         ({"query_concentration": 1.0, "query_balanced": 1.5}, "query_balanced from 0 to 1"),
     ],
 )
@@ -123,7 +126,7 @@ def test_impossible_query_sets_are_refused(shape: dict[str, Any], message: str) 
 
 
 def test_a_bank_too_small_for_the_largest_count_says_so() -> None:
-    with pytest.raises(UsageError, match=re.escape("task.shot + the most queries of a class = 56 inputs")):
+    with pytest.raises(UsageError, match=re.escape("task.shot + the most queries per class = 56 inputs")):
         BankSampler(numbered([40] * 6)).sampler("train", TaskShape(query_counts=[55, 5, 5, 5, 5]))
     with pytest.raises(UsageError, match=re.escape("task.shot + task.query = 16 inputs in every class")):
         BankSampler(numbered([15] * 6)).sampler("train", TaskShape())
@@ -132,8 +135,8 @@ def test_a_bank_too_small_for_the_largest_count_says_so() -> None:
 @pytest.mark.parametrize(
     ("sizes", "shape", "message"),
     [
-        ([15] * 6, {}, "task.way * task.query = 75 inputs beside the support set in any 5 classes of the train split"),
-        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest classes; lower task.shot or task.query"),
+        ([15] * 6, {}, "task.way * task.query = 75 inputs besides the support set in any 5 classes of the train split"),
+        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the 5 smallest; lower task.shot or task.query"),
         ([90, 90, 90, 90, 2, 90], {"shot": 3}, "at least task.shot = 3 inputs in every class of the train split"),
         ([90, 90, 90, 90, 12, 90], {"query_balanced": 0.5}, "task.shot + task.query = 16 inputs in every class of the"),
     ],
@@ -218,7 +221,7 @@ def test_pairs_stay_on_one_side_where_counts_are_bounded() -> None:
 
 def test_regressions_have_no_classes_to_count() -> None:
     for shape in (TaskShape(1, 2, 3, query_counts=[3]), TaskShape(1, 2, 3, query_concentration=1.0)):
-        with pytest.raises(UsageError, match=r"no task\.query_counts or task\.query_concentration"):
+        with pytest.raises(UsageError, match=r"neither task\.query_counts nor task\.query_concentration"):
             LinearGaussian().sampler("train", shape)
 
 

@@ -211,18 +211,18 @@ def test_an_offset_of_numbers_is_subtracted_from_the_response(rows: list[Any], t
 
 
 MISTAKES = {  # what is changed in the settings or the first rows: the message
-    "n=-1": "expected weights > 0 in column 'n' of bad.csv, got -1 in complete row 1",
-    "n=0": "expected weights > 0 in column 'n' of bad.csv, got 0 in complete row 1",
-    "n=nan": "got missing values in 1 of 225 rows of bad.csv, the first: 'nan' in column 'n' on line 2; fill in "
+    "n=-1": "expected weights > 0 in column 'n' of bad.csv, got -1 in row 1 (without rows that have missing values)",
+    "n=0": "expected weights > 0 in column 'n' of bad.csv, got 0 in row 1 (without rows that have missing values)",
+    "n=nan": "got missing values in 1 of 225 rows of bad.csv (the first is 'nan' in column 'n' on line 2); fill in "
     "values, or set data.missing=drop",
     "n=inf": "expected a finite number in column 'n', got 'inf' on line 2 of bad.csv",
     "n=1e30": "expected weights in column 'n' of bad.csv within a factor of 1e+10, got 1 to 1e+30",
     "o=far": "expected a finite number in column 'o', got 'far' on line 2 of bad.csv",
-    "o=": "got missing values in 1 of 225 rows of bad.csv, the first: '' in column 'o' on line 2",
-    "data.weights=o": "to name each column once, got 'o' twice",
-    "data.weights=a": "to name each column once, got 'a' twice",
-    "data.offset=y": "to name each column once, got 'y' twice",
-    "data.offset=who": "to name each column once, got 'who' twice",
+    "o=": "got missing values in 1 of 225 rows of bad.csv (the first is '' in column 'o' on line 2",
+    "data.weights=o": "weights and offset, and in random, got 'o' twice",
+    "data.weights=a": "weights and offset, and in random, got 'a' twice",
+    "data.offset=y": "weights and offset, and in random, got 'y' twice",
+    "data.offset=who": "weights and offset, and in random, got 'who' twice",
     "data.weights=m": "expected one column 'm' in bad.csv, got none; there are: who, a, b, n, o, y",
     "data.family=poisson model=generalised_regression": "expected data.family=gaussian with data.weights",
     "model=robust_regression": "expected model=hierarchical_regression for data.weights, got model=models.robust",

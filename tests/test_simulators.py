@@ -179,7 +179,7 @@ def test_simulated_tasks_are_seed_split_and_index(source: Source, shape: TaskSha
             (getattr(other, name) == getattr(whole, name)).flatten(1).all(1) for name in ("query_x", "query_y")
         )
         assert not (same_inputs & same_labels).any()
-    with pytest.raises(UsageError, match="no split 'dev'; there are train, val, test"):
+    with pytest.raises(UsageError, match="expected a split among train, val, test, got 'dev'"):
         source.sampler("dev", shape)
 
 

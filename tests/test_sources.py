@@ -282,7 +282,9 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
     served(ALL)
     cache.mkdir()
     (cache / "cifar-100-python.tar.gz").write_bytes(b"another")
-    with pytest.raises(UsageError, match=r"md5 checksum [0-9a-f]{32} of .*tar.gz, got another: .*; delete it to"):
+    with pytest.raises(
+        UsageError, match=r"md5 checksum [0-9a-f]{32} of .*tar.gz, got another checksum .*; delete the file"
+    ):
         cifar_fs.load()
     assert (cache / "cifar-100-python.tar.gz").read_bytes() == b"another"
 
@@ -314,7 +316,7 @@ def test_a_corrupt_archive_is_named(content: bytes | None, tmp_path: Path) -> No
     path = tmp_path / "cifar-100-python.tar.gz"
     write_archive(path, ALL)
     path.write_bytes(path.read_bytes()[:20000] if content is None else content)
-    with pytest.raises(UsageError, match=r"expected the archive of CIFAR-100 at .*gz, got .*; download it again"):
+    with pytest.raises(UsageError, match=r"expected the archive of CIFAR-100 at .*gz, got .*; download the archive"):
         cifar100.read_archive(path)
 
 
@@ -358,7 +360,7 @@ def test_pixels_with_another_checksum_are_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="got none of 'yak'"):
         fc100.load()
     (folder / cifar100.META).write_text("{}")
-    with pytest.raises(UsageError, match=r"expected the class splits of CIFAR-100 in .*; copy it again"):
+    with pytest.raises(UsageError, match=r"expected the class splits of CIFAR-100 in .*; copy the file again"):
         cifar_fs.load()
 
 
@@ -403,7 +405,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "mixed sizes, packed": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=PNG * 3),
-        "only images of 84 x 84 pixels in .*, got item 3 of 80 x 84; download",
+        "only images of 84 x 84 pixels in .*, got 80 x 84 pixels in item 3; download",
     ),
     "not bytes": (
         mini_imagenet,
@@ -413,12 +415,12 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "an absent class": (
         mini_imagenet,
         changed_pickle(write_cache, CACHE, class_dict={"n10": [0, 1], "n11": [2, 9]}),
-        "row numbers of image_data, 0 to 5, for each class of class_dict in .*, got others for class 'n11'; copy",
+        "row numbers of image_data, 0 to 5, for each class of class_dict in .*, got other values for class 'n11'; copy",
     ),
     "a class in two splits": (
         mini_imagenet,
         changed_pickle(write_cache, CACHE, class_dict={"n10": [0, 1], "n20": [2, 3]}),
-        "each class in one split of mini_imagenet, got 'n20' in val and test .1 such classes.; few-shot",
+        "each class in one split of mini_imagenet, got 'n20' in val and test .*; keep each class",
     ),
     "rows of another form": (
         mini_imagenet,
@@ -443,7 +445,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "no PNG": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=[b"none"] * 6),
-        "PNG files in .*, got another object as item 3 .it is not an image.; copy it again",
+        "PNG files in .*, got another object as item 3 .the file is not an image.; copy the file again",
     ),
     "keys of another form": (
         leo_embeddings,
@@ -458,7 +460,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "too few embeddings": (
         leo_embeddings,
         changed_pickle(write_leo, LEO, embeddings=np.zeros((5, 4))),
-        "a key for each in .*, got float64 of shape .5, 4. and 6 keys; unpack",
+        "one key per row in .*, got float64 of shape .5, 4. and 6 keys; unpack",
     ),
     "embeddings of another width": (
         leo_embeddings,

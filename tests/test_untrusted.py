@@ -56,7 +56,7 @@ def test_an_image_is_not_handed_to_another_program() -> None:
     Path("it.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with Image.open("it.png") as image:
         assert image.format == "EPS", "Pillow does not take it for PostScript: the test shows nothing"
-    with pytest.raises(UsageError, match=r"it\.png \(it is not an image\)"):
+    with pytest.raises(UsageError, match=r"it\.png \(the file is not an image\)"):
         list(all_pixels([Path("it.png")], 8))
 
 
@@ -214,7 +214,7 @@ def test_links_in_an_archive_are_not_followed() -> None:
         entry = tarfile.TarInfo("cifar-100-python/train")
         entry.type, entry.linkname = tarfile.SYMTYPE, "train"  # to itself
         archive.addfile(entry)
-    with pytest.raises(UsageError, match="it has no file train"):
+    with pytest.raises(UsageError, match="an archive without the file train"):
         cifar100.read_archive(Path("it.tar.gz"))
 
 

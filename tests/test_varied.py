@@ -111,5 +111,5 @@ def test_partners_of_a_file_are_never_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("partner", [np.arange(24) % 5, np.arange(24)[::-1], np.arange(24) + 0.5, np.arange(24) + 1])
 def test_partners_that_are_none_are_one_line(tmp_path: Path, partner: np.ndarray) -> None:
-    with pytest.raises(UsageError, match="expected 'partner' of"):
+    with pytest.raises(UsageError, match="expected row numbers in 'partner' of"):
         features.load(with_partners(tmp_path / "bank.npz", partner))

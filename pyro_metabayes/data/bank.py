@@ -30,7 +30,7 @@ DIVISIONS = ("classes", "rows", "none")
 class Bank(FromUsers):
     """Data set of M labelled inputs of G classes, sorted by class.
 
-    By default each class belongs to one split, so that test classes are not seen in training; see `division`.
+    By default each class belongs to one split, so that test classes are not seen in training.
 
     Args:
         inputs: [M, *X], *X being the shape of one input: float features, uint8 images [M, channels, height, width], or
@@ -44,8 +44,9 @@ class Bank(FromUsers):
         num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
             each with these classes in the same order (domains.py).
         auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
-        division: what differs between splits: "classes"; "rows": a class has rows in several splits, and counts as one
-            class of the bank, with the same name, in each; "none": all splits are the same (sources/division.py).
+        division: what differs between splits (sources/division.py). "classes": each class belongs to one split. "rows":
+            each class of the data has rows in several splits. Its rows in each split then form a separate class of the
+            bank, and these classes have the same name. "none": all splits are the same.
         origin: function from a row number to the row's name in messages, such as a file; None: the number is the name.
     """
 
@@ -66,7 +67,7 @@ class Bank(FromUsers):
 
     @property
     def in_memory(self) -> Tensor:
-        """All inputs [M, *X]; raises a UsageError if they stay in a file or dataset."""
+        """All M inputs, of shape *X each: [M, *X]. Inputs that stay in a file or dataset raise a UsageError."""
         if not isinstance(self.inputs, Tensor):
             raise UsageError(
                 "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
@@ -89,11 +90,17 @@ class Bank(FromUsers):
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """Return the label of each class of a split for a classifier: the index among the (shared) classes."""
+        """Return the label of each class of a split for a classifier of its classes: 0, 1, ...
+
+        If several domains share the classes (num_shared > 0), a shared class has the same label in each domain.
+        """
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """Return a hash of inputs, classes and splits, for cache names; of inputs in a file, only some are hashed."""
+        """Return a hash of inputs, classes and splits, for names in the cache.
+
+        If the inputs stay in a file, only some of the inputs are hashed.
+        """
         return self._fingerprint
 
     @cached_property
@@ -117,7 +124,8 @@ class Bank(FromUsers):
         for name, rows in {"inputs": inputs, **auxiliary}.items():
             if len(rows) != len(self.inputs):
                 raise UsageError(
-                    f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}; pass one per row"
+                    f"expected {len(self.inputs)} {name}, one per row of the data set, got {len(rows)}; pass one per "
+                    "row"
                 )
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
@@ -168,13 +176,13 @@ class Bank(FromUsers):
         Args:
             inputs: [M, *X], M inputs of shape *X.
             labels: [M], the label of each input.
-            split_of_class: the labels of each split, or a function from all labels to them.
+            split_of_class: the labels of each split, or a function that returns these, given all labels.
             class_names: names of the classes in increasing order of the labels; None: the labels.
         """
         order = np.argsort(labels, kind="stable")
         names, sizes = np.unique(labels, return_counts=True)
         if len(names) == 0:
-            raise UsageError("expected a bank with at least one labelled input, got no inputs; add data")
+            raise UsageError("expected at least one labelled input in the data set, got none; add data")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
         check_splits(splits, SPLITS)
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}

@@ -25,9 +25,9 @@ class BaseNovelSampler(BankSampler):
 
     Base classes are the B training classes, of which some images are held out. A training task takes `way` of the B
     classes as novel classes and the other B - way as base classes; it contains no held-out image. Validation and test
-    tasks have queries of all base classes; validation uses one half of the held-out images, test the other. The class
-    of a base query is drawn uniformly with replacement. Images of one class are drawn without replacement as long as
-    the class has enough.
+    tasks have queries of all base classes. Validation uses one half of the held-out images, and the test uses the other
+    half. The class of a base query is drawn uniformly with replacement. Images of one class are drawn without
+    replacement if the class has enough images.
 
     Novel classes have the labels 0 to way - 1. In task t, label way + i is the base class with index
     auxiliary["base"][t, i] (0 to B - 1) among the training classes.
@@ -44,7 +44,7 @@ class BaseNovelSampler(BankSampler):
         if holdout_per_class < 2:
             raise UsageError(
                 "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "
-                f"of base classes, got {holdout_per_class}; raise it"
+                f"of base classes, got {holdout_per_class}; raise pretrain.holdout_per_class"
             )
         holdout = held_out_rows(bank, holdout_per_class)
         self.training_bank = without_rows(bank, holdout)
@@ -52,7 +52,7 @@ class BaseNovelSampler(BankSampler):
 
     @property
     def context(self) -> dict[str, int]:
-        """Number of base classes, as the argument `num_base_classes` of models and guides that need it."""
+        """The number of base classes by the name `num_base_classes`, for constructors with an argument of this name."""
         return {"num_base_classes": self.num_base_classes}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
@@ -91,7 +91,10 @@ class BaseNovelSampler(BankSampler):
         return (~novel).nonzero()[:, 1].view(BLOCK, -1)
 
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
-        """Draw an image of each given base class [T, Q] (Q queries in T tasks); returns its row number in the bank."""
+        """Draw one image for each of Q queries in T tasks, given their base classes [T, Q].
+
+        Returns the row numbers [T, Q] of the images in the bank, i.e. the data set.
+        """
         if split != "train":
             holdout = self.holdout[split]
             sizes = torch.full_like(classes, holdout.shape[1])
@@ -102,13 +105,14 @@ class BaseNovelSampler(BankSampler):
 
 
 def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
-    """Draw a random position within the group of each query, without replacement if the group has enough positions.
+    """Draw a random position (input number) within the class of each query.
 
-    The queries of one group in a task get the first entries of one random order of the positions 0, ..., size - 1.
+    The queries of one class in a task get the first entries of one random order of the positions 0, ..., size - 1 of
+    the class. Positions are thus drawn without replacement, unless a class has more queries than positions.
 
     Args:
-        groups: [T, Q], the group (class) of each of Q queries in T tasks.
-        sizes: [T, Q], number of positions of that group.
+        groups: [T, Q], the class of each of Q queries in T tasks.
+        sizes: [T, Q], number of positions of the class of each query.
         generator: random generator.
     """
     same = groups.unsqueeze(2) == groups.unsqueeze(1)

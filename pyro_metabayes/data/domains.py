@@ -44,17 +44,17 @@ def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> di
 
 
 def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], pixels: Pixels) -> Rows:
-    """Return the images of a split as rows, sorted by domain and class.
+    """Convert the images of a split to arrays, sorted by domain and class.
 
     Args:
         split: name of the split.
-        domains: {domain: {class: images}}, in any form that `pixels` reads.
-        pixels: function that converts these images to arrays.
+        domains: the images of each class of each domain, as {domain: {class: images}}.
+        pixels: function that converts such images to arrays.
     """
     for domain, classes in domains.items():
         if empty := [name for name, images in classes.items() if not len(images)]:
             raise UsageError(
-                f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'; add some"
+                f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'; add images"
             )
     images_of = {f"{split}/{domain}/{name}": images for domain in domains for name, images in domains[domain].items()}
     sizes = {name: len(images) for name, images in images_of.items()}
@@ -65,8 +65,8 @@ def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], 
 class DomainBank(Bank):
     """Data set (bank) of several domains that share `num_shared` classes.
 
-    auxiliary["turned"] [M, 3, *X], if present, has the features of each of the M images rotated by 90, 180 and 270
-    degrees.
+    auxiliary["turned"] [M, 3, *X], if present, has the features of each of the M images after rotation by 90, 180 and
+    270 degrees; *X is the shape of the features of one image.
 
     Args:
         train_shift: largest random shift of the features of a training task (perturbed.with_shift); 0: no shift.
@@ -96,8 +96,9 @@ class DomainSampler:
     """Sampler of tasks that are minibatches: task.way * task.query images of any class from one domain of the split.
 
     All domains have the same classes. In a batch of T tasks with Q queries, auxiliary["turned"] [T, Q, 3, *X] has the
-    queries rotated by 90, 180 and 270 degrees: features if the bank holds features, otherwise images. The features of
-    training tasks are shifted at random by up to `bank.train_shift`.
+    queries rotated by 90, 180 and 270 degrees: their features if the bank (data set) holds features, otherwise their
+    images. *X is the shape of one query. The features of training tasks are shifted at random by up to
+    `bank.train_shift`.
     """
 
     num_targets = 0  # labels are classes
@@ -139,7 +140,7 @@ class DomainSampler:
 
     def _check(self, split: str, shape: TaskShape) -> None:
         if split not in SPLITS:
-            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+            raise UsageError(f"expected a split among {', '.join(SPLITS)}, got '{split}'")
         if shape.way != self.bank.num_shared or shape.shot or shape.query < 1:
             raise UsageError(
                 f"expected task.way={self.bank.num_shared}, the number of classes of every domain, task.shot=0 and "
@@ -147,7 +148,8 @@ class DomainSampler:
             )
         if shape.query_counts or shape.query_concentration:
             raise UsageError(
-                "expected no task.query_counts or task.query_concentration for domain adaptation, got one; remove it"
+                "expected neither task.query_counts nor task.query_concentration for domain adaptation, got "
+                f"query_counts={shape.query_counts} and query_concentration={shape.query_concentration}; remove both"
             )
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:

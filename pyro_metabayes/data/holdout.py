@@ -18,7 +18,7 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
             "expected different images in each class for pretrain.holdout_per_class, got pairs of renderings of one "
-            "image, which a holdout could separate; use other data, such as data=cifar_fs"
+            "image, of which only one might be held out; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(

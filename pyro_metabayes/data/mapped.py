@@ -51,8 +51,8 @@ class MappedRows:
 
     Args:
         array: the memory-mapped array [M, D].
-        read: function of n rows [n, D] of the file and their row numbers [n] that returns the rows as used, such as
-            scaled ones.
+        read: function that prepares rows for use, for example scales them. Its arguments are n rows [n, D] of the file
+            and their row numbers [n].
         change: function that is applied to the rows as a tensor, after `read`; None: no change.
         order: [M], the row number in the file of each row; None: the order of the file.
     """

@@ -14,20 +14,22 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of rows of a data set (bank) that are two renderings of one image.
+    """Pairs of rows of a data set (bank). The two rows of a pair, called partners, are two renderings of one image.
 
     Args:
-        partner: [M], for each of the M rows the row of the other rendering, or the row itself if there is none.
+        partner: [M], the partner of each of the M rows; the row itself if it has no partner.
     """
 
     partner: Tensor
 
     @classmethod
     def of_rows(cls, partner: np.ndarray, labels: np.ndarray, path: str) -> Self:
-        """Convert partners given as rows of a file to the pairs of a bank, whose rows are sorted by class.
+        """Construct the pairs of a bank (data set sorted by class) from the partners of the rows of a file.
+
+        Two rows are partners if they are renderings of one image.
 
         Args:
-            partner: [M], for each row of the file the row of its partner, or the row itself if there is none.
+            partner: [M], row number of the partner of each row of the file; its own number if it has no partner.
             labels: [M], the class of every row of the file.
             path: the file, for messages.
 
@@ -38,15 +40,15 @@ class Pairs:
         valid = partner.dtype.kind in "iu" and bool(((partner >= 0) & (partner < len(rows))).all())
         if not valid or (partner[partner] != rows).any() or (labels[partner] != labels).any():
             raise UsageError(
-                f"expected 'partner' of {path} to pair rows of one class by their row numbers, got other numbers; give "
-                "each row of a pair the number of the other row, and a row without partner its own number"
+                f"expected row numbers in 'partner' of {path} that pair rows of one class, got other values; give each "
+                "row of a pair the number of the other row, and each row without a partner its own number"
             )
         order = labels.argsort(kind="stable")
         return cls(torch.from_numpy(order.argsort()[partner[order]]))
 
     @property
     def single(self) -> Tensor:
-        """Whether each of the M rows is without a partner [M]."""
+        """For each of the M rows, whether it has no partner: booleans [M]."""
         return self.partner == torch.arange(len(self.partner))
 
     def refuse_split(self, starts: Tensor, sizes: Tensor, shot: int, number: int) -> None:
@@ -66,8 +68,8 @@ class Pairs:
         singles = before[starts + sizes] - before[starts]
         if ((sizes <= number) & (singles == 0)).any():
             raise UsageError(
-                f"expected an even task.shot, since a task needs all inputs of a class and they are pairs of "
-                f"renderings, got {shot}; change it, or lower task.query"
+                f"expected an even task.shot, since a task needs all inputs of a class and all of these inputs are in "
+                f"pairs, got {shot}; change task.shot or lower task.query"
             )
 
     def positions(
@@ -82,7 +84,7 @@ class Pairs:
             sizes: [B, C], number of rows of each class.
             shot: support points per class.
             number: support and query points per class.
-            largest: number of rows of the largest class of the bank.
+            largest: number of rows of the largest class of the data set.
             generator: random generator.
         """
         shape = (*sizes.shape, largest)
@@ -94,12 +96,14 @@ class Pairs:
 
 
 def _order_of_pairs(keys: Tensor, ties: Tensor, partner: Tensor, sizes: Tensor) -> Tensor:
-    """Return a random order of the n positions in each of C classes of B tasks, in which partners are neighbours.
+    """Return a random order of the n positions in each of C classes of B tasks.
+
+    Two positions with renderings of one image (partners) are neighbours in this order.
 
     Args:
         keys: uniform random numbers [B, C, n] that order the pairs.
         ties: uniform random numbers [B, C, n] that order the two inputs of a pair.
-        partner: [B, C, n], position of the partner, or the position itself.
+        partner: [B, C, n], position of the partner; the position itself if it has no partner.
         sizes: [B, C], number of rows of each class.
     """
     positions = torch.arange(keys.shape[-1])
@@ -113,8 +117,8 @@ def _order_of_pairs(keys: Tensor, ties: Tensor, partner: Tensor, sizes: Tensor) 
 def _keep_pairs(order: Tensor, partner: Tensor, sizes: Tensor, shot: int, number: int) -> Tensor:
     """Change the order of positions so that the boundary between support and query set does not split a pair.
 
-    If the class has more inputs than the task needs, the second input of the split pair is replaced by one that the
-    task does not use. Otherwise an input without a partner takes its place.
+    If the class has more inputs than the task needs, an unused input replaces the second input of the split pair.
+    Otherwise one input of the split pair changes places with an input that belongs to no pair.
     """
     positions = torch.arange(order.shape[-1])
     split = partner.gather(-1, order[..., shot - 1].unsqueeze(-1)).squeeze(-1) == order[..., shot]

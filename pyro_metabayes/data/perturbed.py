@@ -25,7 +25,11 @@ def with_noise(draw: Draw, relative: float) -> Draw:
 
         |x| (x + e) / |x + e|,    e_d ~ N(0, (relative |x|)^2 / D),
 
-    which changes the direction of x but not its length. relative = 0 leaves the tasks unchanged.
+    which changes the direction of x but not its length.
+
+    Args:
+        draw: function that draws a block of tasks from a random generator.
+        relative: length of the noise e relative to x; 0: the tasks are unchanged.
     """
     if not relative:
         return draw
@@ -47,7 +51,11 @@ def with_shift(draw: Draw, most: float) -> Draw:
         |x| (x + s_t) / |x + s_t|,    s_t = u_t (x_a - x_b),    u_t ~ Uniform(0, most),
 
     where x_a and x_b are two random queries among the tasks drawn together with t. All points of a task have the same
-    shift s_t: support points, queries, and rotated copies of the queries. most = 0 leaves the tasks unchanged.
+    shift s_t: support points, queries, and rotated copies of the queries.
+
+    Args:
+        draw: function that draws a block of tasks from a random generator.
+        most: upper bound of u_t; 0: the tasks are unchanged.
     """
     if not most:
         return draw

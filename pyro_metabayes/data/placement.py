@@ -39,6 +39,9 @@ def fits(bank: Bank, device: torch.device) -> bool:
 
 
 def num_bytes(bank: Bank) -> int:
-    """Return the memory of a bank's inputs, augmented and auxiliary inputs in bytes; inputs in a file count 0."""
+    """Return the memory in bytes that the inputs of a bank (data set) need, with augmented and auxiliary inputs.
+
+    Inputs that stay in a file count 0.
+    """
     tensors = (bank.inputs, bank.views, *bank.auxiliary.values())
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

@@ -1,4 +1,4 @@
-"""The inputs from which the tasks of a split are drawn: the inputs of the bank, or augmented views of them too."""
+"""The inputs from which the tasks of a split are drawn: those of the bank (data set), perhaps with augmented copies."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ class Pool:
         return self.inputs.device
 
     def places(self, rows: Tensor, generator: Generator) -> Tensor:
-        """Convert row numbers of the bank to positions in the pool; if there are views, a random one is chosen."""
+        """Convert row numbers of the bank (data set) to positions in the pool.
+
+        If the pool has augmented copies of the inputs, each position is that of the input or of a random copy.
+        """
         if self.rows is None:
             return rows
         views = torch.randint(len(self.inputs) // len(self.rows), rows.shape, generator=generator)
         return views * len(self.rows) + torch.searchsorted(self.rows, rows)
 
     def at(self, places: Tensor) -> Tensor:
-        """Return the inputs [..., *X] at the positions `places` [...] of the pool; *X is the shape of one input."""
+        """Return the inputs [..., *X] at the positions `places` [...] of this pool; *X is the shape of one input."""
         flat = self.inputs.index_select(0, places.flatten().to(self.device, non_blocking=True))
         return flat.view(*places.shape, *flat.shape[1:])

@@ -32,11 +32,13 @@ def random_positions(sizes: Tensor, number: int, largest: int, generator: Genera
 
 
 def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
-    """Draw positions as `random_positions` does, at a cost that does not depend on the sizes [B, C] of the classes.
+    """Draw positions like `random_positions`, at a cost that does not depend on the sizes of the classes.
 
     For j = size - number, ..., size - 1: draw a position from 0, ..., j, and use j instead if that position was drawn
     before. All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but not all orders.
     Therefore a random order is drawn at the end.
+
+    The arguments and the result are those of `random_positions`.
     """
     positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
     available = sizes.clamp(max=number)

@@ -21,11 +21,12 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class RowsOfTasks:
-    """Block of tasks, whose inputs are stored as positions in a pool of inputs until they are requested.
+    """Block of tasks that stores positions in a pool of inputs, and looks up the inputs when tasks are requested.
 
     Args:
         pool: the inputs of the split.
-        rows: T tasks, in which support_x [T, S] and query_x [T, Q] are positions in the pool in place of inputs.
+        rows: T tasks with S support points and Q queries, in which support_x [T, S] and query_x [T, Q] are positions in
+            the pool.
         device: device of the requested tasks.
     """
 
@@ -50,7 +51,7 @@ class RowsOfTasks:
 
 
 class BankSampler:
-    """Sampler of tasks from a bank: draws classes, then inputs of each class, both without replacement."""
+    """Sampler of tasks from a bank (data set). Classes, and inputs of each class, are drawn without replacement."""
 
     num_targets = 0  # labels are classes
 
@@ -70,7 +71,10 @@ class BankSampler:
         return self.rows_sampler(split, shape)
 
     def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
-        """Return a function that draws a block of tasks, as `sampler` does, but with positions in a pool of inputs."""
+        """Return a function that draws a block of tasks from a generator.
+
+        The drawn tasks have positions in a pool of inputs, and look up their inputs when these are requested.
+        """
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
@@ -116,7 +120,7 @@ class BankSampler:
 
     @staticmethod
     def _inputs_per_class(sizes: Tensor, shape: TaskShape) -> int:
-        """Return the number of inputs to draw per class: the support points and the most queries that a class has."""
+        """Return the number of inputs to draw per class: the support points and the largest number of queries."""
         return min(shape.shot + shape.most_queries, int(sizes.max()))
 
     def _positions(self, starts: Tensor, sizes: Tensor, shot: int, number: int, generator: Generator) -> Tensor:
@@ -134,7 +138,7 @@ class BankSampler:
         """Return B tasks, sorted by class, with positions in the pool of inputs in place of inputs.
 
         Args:
-            places: [B, C, N], positions in the pool of N inputs of each of C classes, support points first.
+            places: [B, C, N], the positions in the pool of N inputs for each of C classes, support points first.
             classes: [B, C], class ids.
             shape: the shape of the tasks.
             labels: [B, Q], class of each of Q queries.

@@ -59,7 +59,7 @@ class HasRandomShapes(Protocol):
 
 @runtime_checkable
 class HasContext(Protocol):
-    """Source of tasks that provides counts for constructor arguments of models, by name (`build.FromSource`)."""
+    """Source of tasks that provides counts, by name, for constructor arguments of models and guides."""
 
     @property
     def context(self) -> Mapping[str, int]: ...
@@ -72,7 +72,7 @@ def context_of(source: Source) -> dict[str, int]:
 
 @runtime_checkable
 class KnownTruth(Protocol):
-    """Simulator of tasks with a known posterior over the latent of a task."""
+    """Simulator of tasks whose exact posterior over the latent is known."""
 
     def truth(self, observed: Observed) -> TorchDistribution:
         """Return the true posterior p(w | observed) of the latent w: batch [T] (tasks), event [*W] (shape of w)."""
@@ -82,14 +82,15 @@ class KnownTruth(Protocol):
 def check_regression(split: str, shape: TaskShape) -> None:
     """Check that the split exists and that the task shape is valid in a regression, else raise a UsageError."""
     if split not in SPLITS:
-        raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+        raise UsageError(f"expected a split among {', '.join(SPLITS)}, got '{split}'")
     if shape.way != 1 or shape.shot < 0 or shape.query < 1:
         raise UsageError(
             f"expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got {shape}; change task.*"
         )
     if shape.query_counts or shape.query_concentration:
         raise UsageError(
-            "expected no task.query_counts or task.query_concentration where labels are numbers, got one; remove it"
+            "expected neither task.query_counts nor task.query_concentration if labels are numbers, got "
+            f"query_counts={shape.query_counts} and query_concentration={shape.query_concentration}; remove both"
         )
 
 

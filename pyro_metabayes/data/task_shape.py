@@ -28,11 +28,11 @@ class TaskShape:
         query: number of query points per class.
         query_counts: one number of query points per class, in place of `query`, in a new random order in every task;
             query_concentration and query_balanced are then ignored.
-        query_concentration: a > 0: numbers of queries of the classes are drawn from Multinomial(way * query, Dirichlet(
-            a, ..., a)) within the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2). 0: balanced.
+        query_concentration: a > 0: numbers of queries per class are drawn from Multinomial(way * query, Dirichlet(a,
+            ..., a)), limited by the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2). 0: balanced.
         query_balanced: fraction of the tasks that are balanced although query_concentration is set.
         feature_noise: length of the noise added to each feature vector, relative to the vector's length (perturbed.py).
-        unknown: number of classes of an evaluation task without support points, with `query` unlabelled queries each.
+        unknown: number of classes without support points in evaluation tasks, with `query` unlabelled queries each.
     """
 
     way: int = 5
@@ -64,7 +64,7 @@ class TaskShape:
         return replace(shape, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
-        """Return labels, sorted by class, of T tasks with equally many points per class [T, way * points_per_class]."""
+        """Return labels [T, way * points_per_class] of T tasks with equally many points per class, sorted by class."""
         return torch.arange(self.way).repeat_interleave(points_per_class).expand(num_tasks, -1)
 
     def twice(self) -> TaskShape:
@@ -80,7 +80,7 @@ class TaskShape:
     def check_classes(self, split: str) -> None:
         """Check that the split exists and that the task shape is valid in classification, else raise a UsageError."""
         if split not in SPLITS:
-            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+            raise UsageError(f"expected a split among {', '.join(SPLITS)}, got '{split}'")
         if self.way < 2 or self.shot < 1 or self.query < 1:
             raise UsageError(f"expected task.way >= 2, task.shot >= 1 and task.query >= 1, got {self}; change task.*")
         counts, concentration = self.query_counts, self.query_concentration
@@ -90,15 +90,15 @@ class TaskShape:
             raise UsageError(f"expected task.query_concentration to be finite and >= 0, got {concentration}")
         if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
             raise UsageError(
-                "expected task.query_balanced from 0 to 1, and 0 without task.query_concentration, got "
+                "expected task.query_balanced from 0 to 1, and equal to 0 if task.query_concentration is 0, got "
                 f"query_balanced={self.query_balanced} and query_concentration={concentration}"
             )
 
     def refuse_small_classes(self, sizes: Tensor, names: Sequence[str], split: str) -> None:
         """Check that every class has enough inputs for a task, else raise a UsageError.
 
-        With query_concentration only the total number of queries is fixed; then any `way` classes must have this many
-        inputs together.
+        With query_concentration only the total number of queries is fixed. Then any `way` classes must together have
+        this many inputs besides the support points.
 
         Args:
             sizes: [G], number of inputs of each class.
@@ -112,20 +112,20 @@ class TaskShape:
         if (smallest := int(sizes.min())) < needed:
             queries = {0: "task.shot", self.query: "task.shot + task.query"}
             raise UsageError(
-                f"expected at least {queries.get(each, 'task.shot + the most queries of a class')} = {needed} inputs "
+                f"expected at least {queries.get(each, 'task.shot + the most queries per class')} = {needed} inputs "
                 f"in every class of the {split} split, got {smallest} in class '{names[int(sizes.argmin())]}'; lower "
                 "task.shot or task.query"
             )
         room = int((sizes - self.shot).sort().values[: self.way].sum())
         if together and room < self.way * self.query:
             raise UsageError(
-                f"expected at least task.way * task.query = {self.way * self.query} inputs beside the support set in "
-                f"any {self.way} classes of the {split} split, got {room} in the smallest classes; lower task.shot or "
-                "task.query"
+                f"expected at least task.way * task.query = {self.way * self.query} inputs besides the support set in "
+                f"any {self.way} classes of the {split} split, got {room} in the {self.way} smallest; lower task.shot "
+                "or task.query"
             )
 
     def query_points(self, generator: Generator, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw labels [BLOCK, Q] of BLOCK tasks, sorted by class, and the index [BLOCK, Q] of each query in its class.
+        """Draw the sorted classes [BLOCK, Q] of Q queries in BLOCK tasks, and the index of each query in its class.
 
         Args:
             generator: random generator.
@@ -137,7 +137,7 @@ class TaskShape:
         return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
 
     def _query_counts(self, generator: Generator, room: Tensor | None) -> Tensor:
-        """Draw the number of queries of each class [BLOCK, way], with the same sum in all tasks."""
+        """Draw the number of queries per class, [BLOCK, way] for BLOCK tasks, with the same sum in all tasks."""
         if self.query_counts:
             # In random order; otherwise the label of a class would reveal its number of queries.
             order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
@@ -195,5 +195,5 @@ def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tens
 
 
 def _shifted(rest: Tensor, most: int) -> Tensor:
-    """Return rest[:, m - n] for m = 0, ..., N and n = 0, ..., most, as [B, N + 1, most + 1]; -inf where m < n."""
+    """Return rest[:, m - n] at [:, m, n] for n = 0, ..., most, given rest [B, N + 1]; -inf where m < n."""
     return torch.nn.functional.pad(rest, (most, 0), value=-math.inf).unfold(1, most + 1, 1).flip(-1)

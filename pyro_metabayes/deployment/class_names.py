@@ -38,7 +38,7 @@ def classes_of(y: Any, num_points: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         classes, numbers = np.unique(names, return_inverse=True)
     except TypeError:
-        raise UsageError("expected class names that can be sorted in support_y, got others; pass text") from None
+        raise UsageError("expected class names that can be sorted in support_y, got mixed types; pass text") from None
     if len(classes) < 2:
         raise UsageError(
             f"expected at least 2 classes in support_y, got {classes.tolist()}; bring support points of another class"

@@ -41,8 +41,9 @@ class Deployable(Predicts):
 
         Args:
             support_x: inputs of S support points [S, *X], as in `predict`.
-            support_y: [S] class names, text or integers, of at least two classes; or [S] or [S, Y] numbers.
-            num_samples: number of draws of w; unused if predictions have a closed form.
+            support_y: [S] class names, text or integers, of at least two classes. In a regression [S] or [S, Y]: one or
+                Y numbers per point.
+            num_samples: number of draws of the task weights w; unused if predictions have a closed form.
             seed: seed of these draws.
 
         Returns:
@@ -91,7 +92,7 @@ class Deployable(Predicts):
             path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').
             num_classes: C; None: the number of classes of the guide, if it serves only one, or 0 in a regression.
             input_shape: *X; None: the input shape of the learner, unless the learner takes inputs of any size.
-            num_samples: number of draws of w; unused if predictions have a closed form.
+            num_samples: number of draws of the task weights w; unused if predictions have a closed form.
             seed: seed of the draws.
 
         Returns:

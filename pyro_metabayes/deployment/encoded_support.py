@@ -25,7 +25,7 @@ class Posterior:
 
     Attributes:
         model: the likelihood.
-        q: batch [1], event [*W].
+        q: approximate posterior, batch [1], event [*W], where *W is the shape of the task weights w.
         num_samples: number of draws of w.
         seed: seed of the draws.
         states: generator states, by device, after q was computed; the draws of w start from these states.
@@ -50,7 +50,7 @@ class Answer:
 
     Attributes:
         posterior: the approximate posterior over w.
-        support: the task, whose own queries are not used.
+        support: the task with its support set; its queries are ignored.
         query_x: [1, Q, F], F features of each of the Q queries.
     """
 
@@ -60,14 +60,14 @@ class Answer:
 
     @property
     def data(self) -> Observed:
-        """The task with these queries. It is constructed on access, since its checks take as long as a prediction."""
+        """The task with queries `query_x`, constructed on access, since its checks take as long as a prediction."""
         return with_queries(self.support, self.query_x)
 
 
 class EncodedSupport:
     """The support set of one task, for which as much as possible is computed once, in the constructor.
 
-    The learner determines how much that is:
+    What is computed once depends on the learner:
 
     * inductive guide, and features that do not depend on the queries: features of the support set, and the posterior;
     * transductive guide, and features that do not depend on the queries: features of the support set;
@@ -100,7 +100,7 @@ class EncodedSupport:
         return self._once is None
 
     def fix_weights(self) -> None:
-        """Draw w, and compute what depends on w alone, unless the posterior depends on the queries."""
+        """Draw w and compute what depends on w alone; do nothing if the posterior depends on the queries."""
         if self._once is not None:
             _ = self._once.draws[0].outputs
 

@@ -65,7 +65,7 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise a UsageError unless a path ends in .pt2, or in .onnx and the packages of ONNX are installed."""
+    """Raise a UsageError if a path ends neither in .pt2 nor in .onnx, or if ONNX is needed but not installed."""
     if path.suffix not in (".pt2", ".onnx"):
         raise UsageError(f"expected a file NAME.pt2 (torch.export) or NAME.onnx, got '{path}'; choose one of these")
     if path.suffix == ".onnx":

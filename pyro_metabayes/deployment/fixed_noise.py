@@ -13,9 +13,9 @@ from pyro_metabayes.handlers.own_generators import OwnGenerators
 
 
 class RecordedNoise(TorchFunctionMode):
-    """Torch mode that draws random numbers from generators of its own and records them.
+    """Torch mode that draws random numbers from its own generators and records them.
 
-    It is used as `with draws_by(RecordedNoise(seed))`. The numbers are those of `noise_of(seed)`.
+    It is used as `with draws_by(RecordedNoise(seed))` (seeding.py), and gives the numbers that `noise_of(seed)` gives.
 
     Attributes:
         draws: the recorded tensors, in the order of the draws.
@@ -65,7 +65,7 @@ class RepeatedNoise(TorchFunctionMode):
         return {}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Do nothing: if a computation restores a state and draws again, these draws were recorded a second time."""
+        """Do nothing: RecordedNoise recorded the draws after a restored state too, in the order of the draws."""
 
 
 def _equal(states: Mapping[torch.device, Tensor], others: Mapping[torch.device, Tensor]) -> bool:

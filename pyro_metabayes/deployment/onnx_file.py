@@ -17,7 +17,7 @@ OUTPUTS = {2: ["probabilities", "spread"], 4: ["mean", "sd", "lower", "upper"]} 
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
-    """Convert a program to the content of an ONNX file, with inputs and outputs named as in `INPUTS` and `OUTPUTS`.
+    """Convert a program to the content of an ONNX file. INPUTS and OUTPUTS name its inputs and outputs.
 
     Args:
         program: a program from `exported_program`.
@@ -43,6 +43,6 @@ def check_packages() -> None:
     """Raise a UsageError if a package of the extra `onnx` is not installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(
-            f"expected the packages of the extra `onnx`, got none called {', '.join(missing)}; run: "
+            f"expected the packages of the extra `onnx`, not found: {', '.join(missing)}; run: "
             "pip install 'pyro_metabayes[onnx]'"
         )

@@ -24,8 +24,9 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 class Program(nn.Module):
     """Module that maps S support points and Q queries of a task to the prediction for the queries.
 
-    The inputs are support_x [S, *X], support_y [S] or [S, Y], and query_x [Q, *X]. The prediction is a tuple of the
-    fields of `MetaLearner.predict`, without gradient. The random numbers are fixed.
+    The inputs are support_x [S, *X] and query_x [Q, *X], with inputs of shape *X, and support_y: classes [S], or Y
+    numbers per point [S, Y]. The prediction is a tuple of the fields of `MetaLearner.predict`, without gradient. The
+    random numbers are fixed.
 
     Args:
         learner: the learner.
@@ -70,8 +71,8 @@ def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int
     shapes = [[draw.shape for draw in noise.draws] for noise in recorded]
     if any(shape != shapes[0] for shape in shapes):
         raise UsageError(
-            "expected a learner whose number of random draws does not depend on the number of points for an export, "
-            "got one that draws for each point; use MetaLearner.task"
+            "expected, for an export, a learner that draws equally many random numbers for any number of points, got "
+            "one that draws some for each point; use MetaLearner.task"
         )
     return recorded[0]
 
@@ -81,7 +82,8 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
     Args:
         learner: the learner.
-        points: support_x [S, *X] and support_y [S] or [S, Y] of S support points, and query_x [Q, *X].
+        points: support_x [S, *X] and query_x [Q, *X], with inputs of shape *X, and support_y: classes [S], or Y numbers
+            per point [S, Y]; in the order support_x, support_y, query_x.
         num_classes: number of classes C; 0 in a regression.
         num_samples: number of draws of w.
 
@@ -105,6 +107,6 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
 
 def _has_every_class(y: Tensor, num_classes: int) -> Tensor:
-    """Return whether the labels y are 0, ..., C - 1, and each class has at least one point; a boolean scalar."""
+    """Return whether every label y is a class, 0 to C - 1, and every class has a point: a boolean scalar."""
     present = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)).any(1).all()
     return present & ((y >= 0) & (y < num_classes)).all()

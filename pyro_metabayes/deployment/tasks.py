@@ -30,11 +30,11 @@ class ClassTask:
     are tensors.
 
     If `depends_on_queries` is True, each call computes the posterior from its own queries, so predictions for a part of
-    the queries differ from those for all queries. Otherwise the posterior and the draws of w are fixed, and predictions
-    for a query do not depend on the other queries.
+    the queries differ from those for all queries. Otherwise the posterior and the draws of the task weights w are
+    fixed, and predictions for a query do not depend on the other queries.
 
     Attributes:
-        classes: names of the C classes, sorted: the order of the columns of probabilities.
+        classes: sorted names of the C classes; column c of the probabilities belongs to classes[c].
     """
 
     def __init__(self, learner: Predicts, encoded: EncodedSupport, classes: np.ndarray) -> None:
@@ -63,13 +63,13 @@ class ClassTask:
 
     @torch.no_grad()
     def predict_spread(self, query_x: Array) -> Any:
-        """Compute the sd over draws of w of the class probabilities of each query [Q, C]; 0 for one draw."""
+        """Compute the sd [Q, C] of the class probabilities of Q queries, over draws of w; 0 for one draw."""
         return returned_like(query_x, self._averaged(query_x, lambda logits: spread_of_samples(logits.softmax(-2))))
 
     def _averaged(self, query_x: Array, average: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `average` to the logits per draw, class and query [L, C, Q], and transpose the result [C, Q] to [Q, C].
+        """Apply `average` to the logits [L, C, Q] of L draws, C classes, Q queries; return the result as [Q, C].
 
-        The class axis is the middle one, since a softmax over it is 14 times as fast as over a last axis of 5 classes.
+        A softmax over a middle axis of 5 classes is 14 times as fast as a softmax over a last axis of 5 classes.
         """
         answer = self._encoded.at(self._encoded.support.queries(query_x))
         if self.depends_on_queries:
@@ -78,7 +78,7 @@ class ClassTask:
 
 
 def _logits(model: Model, answer: Answer) -> Tensor:
-    """Compute log p(y = c | x, w_l) per draw, class and query [L, C, Q], up to a term that all classes share."""
+    """Compute log p(y = c | x, w_l) [L, C, Q] for L draws w_l, C classes and Q queries, up to a term without c."""
     draws, states = answer.posterior.draws
     if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
         return draws.outputs(answer.query_x).squeeze(1).mT

@@ -89,7 +89,7 @@ def best_in_family(
         if not build(*start).has_rsample:
             raise UsageError(
                 "expected a posterior with rsample (reparametrised) for the search of the best member of its family, "
-                f"got {type(innermost(q)).__name__} without; use another guide"
+                f"got {type(innermost(q)).__name__} without rsample; use another guide"
             )
         return build(*_ascend(target, start, build, steps, num_samples, rate))
     at_prior, build = _parameters(target, q, at_prior=True)
@@ -121,7 +121,7 @@ def _ascend(
 
 
 def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
-    """Return start values of Adam, in units of the sd of the prior, and the function that builds a distribution."""
+    """Return start values of Adam in units of the sd of the prior, and a function from parameters to a distribution."""
     family: Any = innermost(q)
     loc, scale = target.loc, target.scale
     if not isinstance(family, GAUSSIANS):

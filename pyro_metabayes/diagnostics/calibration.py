@@ -87,9 +87,9 @@ def _ece(sums: Tensor) -> Tensor:
 def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Compute metrics of prediction sets, the smallest sets of classes whose predicted probability reaches a level.
 
-    Each metric is a mean over the queries of a task, [T, number of LEVELS]: `coverage`, the share of true classes
-    inside the set; `size`, the number of classes in the set; `mass`, the predicted probability of the set. Calibrated
-    predictive distributions have coverage = mass. `probabilities` [T, Q, C] are per task, query and class.
+    Each metric [T, number of levels] is a mean over the Q queries of each of T tasks: `coverage`, the share of true
+    classes inside the set; `size`, the number of classes in the set; `mass`, the predicted probability of the set.
+    Calibrated predictive distributions have coverage = mass. `probabilities` are [T, Q, C] for C classes.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -105,7 +105,7 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Compute the coverage of central predictive intervals, per task and level, from `Predictions.pit_bounds`."""
+    """Compute the coverage of central predictive intervals per task and level. `bounds`: `Predictions.pit_bounds`."""
     return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
@@ -159,7 +159,8 @@ def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
     """Restrict tasks to their first `way` classes, so that no posterior depends on points of the other classes.
 
-    Returns the tasks with the points of the other classes masked, and a mask (task, query) of the queries of these.
+    Returns the tasks with the points of the other classes masked, and a mask [T, Q] of the queries of the other
+    classes.
     """
     is_seen, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
     observed = replace(

@@ -1,11 +1,11 @@
 """Detection of a prior over task weights that has collapsed to a point, and of a posterior that equals its prior.
 
 A prior is collapsed if draws from it make the same predictions: the mutual information I(y_i; w) of label and weights,
-summed over the queries i of a task, is below 0.05 nats. The spread of the weights does not show a collapse: under a
-cosine head only directions matter, and a mean near 0 makes any ratio large. The share of draws that predict another
-class does not show it either, since it is large for a prior that prefers no class.
+summed over the queries i of a task, is below 0.05 nats. The spread of the weights does not show a collapse: with
+head=cosine only directions matter, and a mean near 0 makes any ratio large. The share of draws that predict different
+classes does not show a collapse either, since this share is large for a prior that prefers no class.
 
-A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
+A posterior that equals its prior (posterior collapse) has a KL to the prior, and a number of active weights, near 0.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Measure the spread of the prior p_psi(w | support) and of its predictions, one value per task [T].
+    """Measure the spread of the prior over w, and of its predictions, for each of T tasks.
 
     Returns:
         Tensors [T] by name; {} for a flat prior.
         prior_variance, prior_mean_square: variance and squared mean of w, averaged over the weights.
         prior_variance_error: Monte-Carlo standard error of prior_variance, if it is estimated from draws.
-        logit_variance: variance over draws of w of the logits, centred over classes (regression: of predicted mean/sd).
+        logit_variance: variance over draws of w of the class-centred logits; in a regression, of predicted mean / sd.
         disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
         information: mutual information I(y_i; w) in nats, summed over the queries i.
         information_error: upper bound on the Monte-Carlo standard error of information.
@@ -76,7 +76,7 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 
 
 def _error(name: str, error: Tensor | None) -> Spread:
-    """Return {NAME_error: standard error per task} of a spread; {} if the spread has a closed form."""
+    """Return the standard error per task of the spread NAME as {NAME_error: error}; {} if error is None."""
     return {} if error is None else {f"{name}_error": error}
 
 
@@ -87,8 +87,8 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         Tensors by name, [T] for T tasks unless stated otherwise; {} for a point estimate.
         posterior_variance: variance of w, averaged over the weights.
         posterior_entropy: differential entropy in nats, if it has a closed form.
-        elbo, kl, kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch
-            mean from one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
+        elbo, kl, kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch mean
+            from one draw per task. A KL without a closed form is a mean over many draws.
         posterior_variance of site NAME, kl of site NAME: for each site of a Joint q; the kl of all sites sum to kl.
         posterior_variance_error, kl_error: Monte-Carlo standard errors, if the value is estimated from draws.
         kl_variational_bound, kl_convexity_bound: closed-form upper bounds on the KL, if the prior is a mixture.
@@ -129,7 +129,7 @@ def _program(q: TorchDistribution) -> Callable[[Observed], None]:
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """Estimate the KL from MOMENT_DRAWS draws (the objective uses one); return kl, kl_error and elbo per task."""
+    """Return kl, kl_error and elbo per task, with the KL estimated from MOMENT_DRAWS draws instead of one."""
     w = extra_draws(q, MOMENT_DRAWS)
     kl, error = kl_from_draws(q, prior, w)
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
@@ -184,7 +184,7 @@ def _sampled_interval(fit: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Measure the spreads of the prior for a batch of tasks; for Episodes also those of the posteriors."""
+    """Measure the spreads of the prior; for Episodes, i.e. tasks with query labels, also those of the posteriors."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))

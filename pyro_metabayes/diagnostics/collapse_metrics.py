@@ -1,6 +1,6 @@
-"""Metrics of collapse, each a function of per-task spreads of prior and posterior (`collapse.py`).
+"""Metrics of collapse. Each metric is a function of spreads, i.e. numbers per task that measure prior and posterior.
 
-To add a metric, write its function and add it to METRICS.
+`collapse.py` computes the spreads by name. To add a metric, write its function and add it to METRICS.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _mean_of(name: str) -> Metric:
-    """Return the metric that is the mean over tasks of the spread called `name`."""
+    """Return the metric: mean over tasks of the spread `name` (a quantity of collapse.py with one value per task)."""
     return lambda spread: _mean(spread, name)
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Return the metric sqrt(mean of numerator), or sqrt(mean of numerator / mean of denominator), over tasks."""
+    """Return the metric: root of the mean of a spread over tasks, or of the ratio of two such means."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0
@@ -43,7 +43,7 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
 
 
 def _mean_error(name: str) -> Metric:
-    """Return the metric that is the Monte-Carlo standard error of the mean of a spread over tasks."""
+    """Return the metric: Monte-Carlo standard error of the mean of the spread `name` over tasks."""
 
     return lambda spread: _pooled(spread, name)
 
@@ -54,7 +54,7 @@ def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _rms_error(name: str) -> Metric:
-    """Return the metric that is the Monte-Carlo standard error, to first order, of sqrt(mean of a spread)."""
+    """Return the metric: Monte-Carlo standard error, to first order, of sqrt(mean of the spread `name` over tasks)."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         error, mean = _pooled(spread, name), _mean(spread, name)
@@ -64,7 +64,7 @@ def _rms_error(name: str) -> Metric:
 
 
 def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
-    """Return the metric that maps each latent site to function(mean of its spread); None for a single site."""
+    """Return the metric {site: function(mean over tasks of the spread `name` of the site)}; None for a single site."""
 
     def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
         sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
@@ -79,7 +79,7 @@ def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
 
 
 def _collapsed(name: str) -> Metric:
-    """Return the metric that tells whether the mean of an information is below COLLAPSED_NATS."""
+    """Return the metric: whether the mutual information `name`, averaged over tasks, is below 0.05 nats."""
 
     def metric(spread: Mapping[str, Tensor]) -> bool | None:
         information = _mean(spread, name)
@@ -123,7 +123,7 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 
 
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
-    """Compute all METRICS from the spreads of T tasks, as Python numbers.
+    """Compute all metrics of collapse from the spreads of T tasks, as Python numbers.
 
     Args:
         spread: spreads by name, [T] or [T, weights].
@@ -134,8 +134,8 @@ def summary(spread: Mapping[str, Tensor]) -> Metrics:
             a task, in nats per task, under the prior and under the posterior at test time.
         collapsed, posterior_collapsed: whether prior_information and posterior_information are below 0.05 nats.
         relative_sd: root mean square (rms) sd of the prior, divided by the rms of its mean.
-        sd_ratio: rms sd of the posterior at test time, divided by that of the exact posterior.
-        training_sd_ratio: the same for the training posterior, if it depends on the query labels.
+        sd_ratio: rms sd of the posterior at test time, divided by the rms sd of the exact posterior.
+        training_sd_ratio: sd_ratio of the training posterior, if this posterior depends on the query labels.
         NAME_monte_carlo_error: standard error of NAME due to draws of w, not due to the choice of tasks.
         kl_by_site, posterior_sd_by_site: values by name of the latent site, if there are several.
     """

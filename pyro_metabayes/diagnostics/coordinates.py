@@ -1,4 +1,4 @@
-"""Changes of variables of a latent after which its prior has about unit scale, for NUTS."""
+"""Changes of variables for NUTS: in the new variables the prior of a latent has about unit scale."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ class Coordinates(Protocol):
     """Interface of a change of variables from real coordinates z, one tensor per latent site, to the latent w."""
 
     def random(self) -> dict[str, Tensor]:
-        """Draw standard normal z, the starting point of a chain: by site, [T, *shape of the site] for T tasks."""
+        """Draw standard normal z, the starting point of a chain: for each site [T, *shape of the site] for T tasks."""
 
     def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """Return w at z, [..., T, *W] for T tasks, and log |det dw / dz| [..., T] up to a constant."""
+        """Return w at z and log |det dw / dz| [..., T] up to a constant.
+
+        For T tasks, w is [..., T, *W], where *W is its shape in one task.
+        """
 
 
 class Standardised:
@@ -56,9 +59,9 @@ class Standardised:
 class SiteBySite:
     """Non-centred parametrisation of a latent of several sites, or of a site that is not real.
 
-    A real site is mean + sd z, with the moments of its prior given the earlier sites. For other sites, and for real
-    sites without finite moments in closed form, torch's bijection from real numbers to the support is used
-    (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
+    A site whose support is the real numbers is mean + sd z, with the moments of its prior given the earlier sites. For
+    other sites, and for real sites without finite moments in closed form, torch's bijection from the real numbers to
+    the support is used (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
     """
 
     def __init__(self, prior: TorchDistribution) -> None:
@@ -97,7 +100,7 @@ def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor
 
 
 def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | None:
-    """Return mean and standard deviation, or None if they have no closed form or are not finite."""
+    """Return mean and standard deviation of a distribution; None if they have no closed form or are not finite."""
     try:
         mean, scale = distribution.mean, distribution.variance.sqrt()
     except NotImplementedError:

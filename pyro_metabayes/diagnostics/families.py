@@ -16,7 +16,7 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
         y: [..., G], values of the functions on the grid.
 
     Returns:
-        Tensor [..., 2], the residuals of the sine and of the line, in the order of sine_and_line.FAMILIES.
+        Tensor [..., 2], the residual of the sine and then the residual of the line.
     """
     bases = (torch.stack((x.sin(), x.cos()), dim=-1), torch.stack((x, torch.ones_like(x)), dim=-1))
     residuals = []
@@ -27,5 +27,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """Return 0 for each function y on the grid x that a sine fits best, and 1 if a straight line fits best."""
+    """Return, for each function y on the grid x, 0 if a sine fits it best, and 1 if a straight line fits it best."""
     return residuals_of_families(x, y).argmin(-1)

@@ -48,11 +48,11 @@ class Gaps:
         elbo: ELBO of q.
         best_elbo: ELBO of q*.
         kl_from_gold: KL(p(w | y), q) from the NUTS draws. (KL(q, p(w | y)) is the sum of the two gaps.)
-        bounds: [number of COUNTS, T], importance-weighted bounds from q with COUNTS draws.
-        best_bounds: the same from q*.
+        bounds: [number of COUNTS, T], importance-weighted bounds from q with 1, 10, 100, ... draws (COUNTS).
+        best_bounds: importance-weighted bounds from q*.
         pareto_k: Pareto k of the importance weights of q, without unit.
-        best_pareto_k: the same for q*.
-        sd_ratio: root mean square sd of w under q, divided by that of the NUTS draws.
+        best_pareto_k: Pareto k of the importance weights of q*.
+        sd_ratio: root mean square sd of w under q, divided by the root mean square sd of the NUTS draws.
     """
 
     evidence: Tensor

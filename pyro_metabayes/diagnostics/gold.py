@@ -2,7 +2,7 @@
 
 There are two targets. p(w | support) gives the exact inductive predictions of the model: if the data come from the
 model, no guide for the same model and prior predicts better on average. p(w | support and query) is the distribution
-that a training posterior approximates; it must not be evaluated on the query labels. (NUTS: Hoffman and Gelman 2014.)
+that a training posterior approximates; its query predictions must not be evaluated. (NUTS: Hoffman and Gelman 2014.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Target:
         model: the prior and the likelihood.
         episodes: the tasks, with features as inputs.
         labels: whose labels y_i enter the sum: "support", "query" or "all". A prior that is conditional on the support
-            set (`model.given_support`) contains the support labels: then the sum has query labels only, or none.
+            set (`model.given_support`) already contains the support labels, so the sum leaves them out.
 
     Raises:
         UsageError: `labels` has another value, or the prior has no density.
@@ -40,7 +40,7 @@ class Target:
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
         if labels not in OBSERVE:
-            raise UsageError(f"expected labels (targets=) to be one of {', '.join(OBSERVE)}, got '{labels}'")
+            raise UsageError(f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'")
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():
@@ -61,12 +61,12 @@ class Target:
 
     @cached_property
     def loc(self) -> Tensor:
-        """Mean of the prior of each task, [T, *W]."""
+        """Mean of the prior of each of T tasks, [T, *W], where *W is the shape of w."""
         return moments_of(self.prior).mean
 
     @cached_property
     def scale(self) -> Tensor:
-        """Standard deviation of the prior of each task, [T, *W]."""
+        """Standard deviation of the prior of each of T tasks, [T, *W], where *W is the shape of w."""
         return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
@@ -74,14 +74,14 @@ class Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """Compute log p(y | w) per task [..., T], in nats, for w [..., T, *W]; 0 without labels."""
+        """Compute log p(y | w) of T tasks [..., T], in nats, for w [..., T, *W] of shape *W each; 0 without labels."""
         if self.points is None:
             return w.new_zeros(w.shape[: w.dim() - self.event_dim])
         x, y, mask = self.points
         return (self.model.likelihood(w, x, self.observed).log_prob(y) * mask).sum(-1)
 
     def log_joint(self, w: Tensor) -> Tensor:
-        """Compute log p(w) + log p(y | w) per task [..., T], in nats, for w [..., T, *W]."""
+        """Compute log p(w) + log p(y | w) of T tasks [..., T], in nats, for w [..., T, *W] of shape *W each."""
         return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
@@ -113,7 +113,7 @@ class NutsSettings:
     def __post_init__(self) -> None:
         if min(self.warmup, self.chains, self.together, self.max_tree_depth) < 1 or self.draws < 4:
             raise UsageError(
-                f"expected warmup, chains, together, max_tree_depth >= 1 and draws >= 4, got {self}; change them"
+                f"expected warmup, chains, together, max_tree_depth >= 1, draws >= 4, got {self}; change the settings"
             )
 
 
@@ -148,7 +148,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     """Draw w from the exact posterior of each task by NUTS.
 
     NUTS runs on z = (w - mean) / sd, with the moments of the prior, since z has unit scale under the prior. For several
-    sites, and sites that are not real, z is that of `coordinates_of`. Without labels w is drawn from the prior instead.
+    sites, and for sites that are not real, `coordinates_of` defines z. Without labels, w is drawn from the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -166,7 +166,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """Run one chain of NUTS; return its draws of w, [draws, tasks, *W], and the number of divergent transitions."""
+    """Run one chain of NUTS; return draws of w, [draws, tasks, shape of w], and the number of divergences."""
 
     def potential(z: dict[str, Tensor]) -> Tensor:
         return -target.log_joint_at(z).sum()
@@ -186,7 +186,7 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
-    """Compute convergence diagnostics of draws w [chains, L, T, *W], with L draws per chain for T tasks."""
+    """Compute convergence diagnostics of draws [chains, L, T, *W]: L draws per chain of w, of shape *W, for T tasks."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
     ess = bulk_size(scalars)

@@ -1,8 +1,9 @@
 """Mutual information of the weights and the query set, and the generalisation gap to another query set.
 
-I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. The KL of SIB's
-ELBO bounds this information: for every prior the mean KL(q, p_psi) is at least I_q, with equality if the prior is the
-aggregate posterior. The generalisation gap compares the loss on d with that on another query set b of the same task,
+I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. The KL term of
+the ELBO bounds this information: for every prior p(w) the mean of KL(q, p) over tasks is at least I_q, with equality if
+the prior is the aggregate posterior, i.e. the mean of q over tasks. The generalisation gap compares the loss on d with
+that on another query set b of the same task,
 
     gen = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)],    L(w) the mean of -log p(y_i | x_i, w) over n queries,
 
@@ -61,9 +62,9 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 
     Returns:
         None for a point estimate, otherwise values by name:
-        prior: mean KL(q, p_psi) in nats per task, None for a flat prior.
-        refitted_prior: mean KL in nats of q to the Gaussian with the moments of the aggregate posterior of the other
-            half of the tasks.
+        prior: mean KL of q to the prior in nats per task, None for a flat prior.
+        refitted_prior: mean KL in nats of q to a Gaussian that is fitted to the posteriors of other tasks: for each
+            half of the tasks, it has the moments of the aggregate posterior of the other half.
         other_tasks: mean of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')) in nats, at least the KL of q_t to
             the mixture of the posteriors of the other tasks. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
         second_set: mean KL(q(w | d), q(w | b)) in nats, a bound on I_q(w; d | t), the information beyond the task and
@@ -97,7 +98,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
-    """Compute gap, second_set and prior of `information` for each task [T], and standard errors of KLs from draws."""
+    """Compute the values gap, second_set and prior of `information` per task [T], and errors of KLs from draws."""
     w = draws_of(q, num_samples)
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
@@ -110,13 +111,13 @@ def _task_terms(
 
 
 def _loss(learner: MetaLearner, episodes: Episodes, w: Tensor) -> Tensor:
-    """Compute the mean of -log p(y_i | x_i, w) over the queries i, [L, T] for L draws w [L, T, *W] of T tasks."""
+    """Compute the mean of -log p(y_i | x_i, w) over the queries i, [L, T] for L draws of w in T tasks."""
     likelihood = learner.model.likelihood(w, episodes.query_x, episodes.observed())
     return -masked_mean(likelihood.log_prob(episodes.query_y), episodes.query_mask)
 
 
 def _moments(q: TorchDistribution) -> dict[str, Tensor]:
-    """Return mean, variance and one draw of the weights per task in float64; {} if q is no factorised Gaussian."""
+    """Return mean, variance and one draw of the weights per task in float64; {} if q is not a factorised Gaussian."""
     if not isinstance(innermost(q), Normal):
         return {}
     return {
@@ -152,9 +153,9 @@ def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) 
 
 
 def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
-    """Compute the mean KL of q to the Gaussian with the moments of the aggregate posterior of the other half of tasks.
+    """Compute the mean KL of q to a Gaussian fitted to the aggregate posterior of the other half of the tasks.
 
-    Its variance is the sum of the variances within and between tasks.
+    The variance of this Gaussian is the sum of the variances within and between tasks.
     """
     total = 0.0
     for own, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
@@ -176,7 +177,7 @@ def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
 
 
 def _below(mean: Tensor, variance: Tensor, draw: Tensor) -> float:
-    """Compute the lower bound log T + mean_t log (q_t(w_t) / sum_t' q_t'(w_t)) on the information, with w_t ~ q_t."""
+    """Compute the lower bound `below` of `information` over T tasks t, from one draw w_t ~ q_t per task."""
     precision = 1 / variance
     square = draw.square() @ precision.mT - 2 * draw @ (mean * precision).mT + (mean.square() * precision).sum(1)
     log_density = -0.5 * (square + variance.log().sum(1))  # [draw of t, density of t'], up to a constant

@@ -1,7 +1,7 @@
 """Posterior predictive checks: compare labels drawn from the model with observed labels.
 
-pyro.infer.Predictive is called with an Observed. Called with Episodes, it would return the observed query labels as
-predictions, and every check would pass.
+pyro.infer.Predictive is called with an Observed, i.e. tasks without query labels. Called with Episodes, which have
+them, Predictive would return the observed query labels as predictions, and every check would pass.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """Set `model.observe`, whose labels the model conditions on, to "query", "support" or "all" in a with block."""
+    """In a with block, let the model condition on "query", "support" or "all" labels (model.observe)."""
     previous, model.observe = model.observe, labels
     try:
         yield
@@ -71,7 +71,7 @@ def observing(model: Model, labels: str) -> Iterator[None]:
 
 
 def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int) -> PredictiveDraws:
-    """Draw w from q(w | support, x_query) and from the prior p_psi(w), and labels from p(y | x_query, w).
+    """Draw w from q(w | support, x_query) and from the prior p(w), and labels from p(y | x_query, w).
 
     q is guide.posterior, which does not depend on query labels. A conditional prior depends on the support set.
     """
@@ -122,7 +122,7 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
     """
     if isinstance(observed, Episodes):
         raise UsageError(
-            "expected an Observed, got Episodes, whose query labels would be returned as predictions; "
+            "expected tasks of type Observed, got Episodes, whose query labels would be returned as predictions; "
             "pass episodes.observed()"
         )
 
@@ -161,8 +161,9 @@ def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_
     """Compute NLL and joint log score of the observed labels y and of replicated labels y_rep, drawn from the model.
 
     These are discrepancies for posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w
-    score the labels, and the labels of the other draws are the replicates. A replicate that is scored under the draw of
-    w that it comes from looks too likely, so that the p-value of a true model is not uniform.
+    score the labels, and the labels of the other draws are the replicates. If replicated labels were scored under the
+    same draw of w from which they were drawn, they would look too likely, and the p-value of a true model would not be
+    uniform.
 
     Args:
         learner: the learner whose model has the likelihood.

@@ -26,7 +26,7 @@ SIMULATIONS = 10_000  # draws of the null distribution of the test statistic
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of K scalars in T simulated tasks: names of the scalars, ranks [K, T] from 0 to num_draws, num_draws."""
+    """Ranks of K scalars in T simulated tasks: the names of the scalars, and ranks [K, T] from 0 to num_draws."""
 
     names: list[str]
     values: Tensor
@@ -50,7 +50,7 @@ def sbc_ranks(
         learner: the learner to check.
         episodes: T tasks, whose inputs are used.
         num_draws: L, draws of the posterior per task.
-        training: whether to check training_posterior, given the labels that the model observes, instead of `posterior`,
+        training: True: check training_posterior, given the labels that the model observes. False: check `posterior`,
             given the support set.
         truth: a simulator from whose prior w is drawn; None: the learned prior. With the learned prior, and a model
             that is conditional on the support set (`model.given_support`), the support labels are not redrawn.
@@ -84,7 +84,10 @@ def _rank(scalar: Tensor) -> Tensor:
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """Draw w per task from the prior (of `truth`, if given); return w and the tasks with labels drawn given w."""
+    """Draw w per task from the prior; return w and the tasks with labels drawn given w.
+
+    The prior is that of the simulator `truth`; truth=None: the learned prior.
+    """
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
@@ -120,7 +123,8 @@ class Uniformity:
     Attributes:
         p_values: [K], one for each scalar.
         difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at the ranks r = 0, ..., L - 1.
-        lower, upper: [L], simultaneous band, which the difference of uniform ranks leaves with probability `rate`.
+        lower, upper: [L], simultaneous band: if the ranks are uniform, the difference leaves it with probability
+            `rate`.
         rate: error rate of the test.
         flagged: whether any of the K scalars has p < rate / K; for an exact posterior this has probability at most
             `rate`.

@@ -1,4 +1,7 @@
-"""Feature data sets for training the learners that ship: drawn characters and digits under several networks."""
+"""Feature data sets that train the pretrained learners of this package.
+
+The features are outputs of several networks for images of characters and digits.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ def _all(device: torch.device) -> Iterator[FeatureRows]:
 
 
 def _halved(bank: Bank) -> Bank:
-    """Return a bank of the training classes only, with every second class in the split `test`."""
+    """Return the data set restricted to its training classes, every second of which moves to the split `test`."""
     classes = bank.splits["train"].contiguous()
     return replace(
         bank, splits={"train": classes[::2].clone(), "val": classes[:0], "test": classes[1::2].clone()}, pairs=None

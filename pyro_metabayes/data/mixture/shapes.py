@@ -58,7 +58,10 @@ def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
 
 
 def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
-    """Draw a mask [T, S] of S support points in T tasks: true for all, or for some with at least one per class."""
+    """Draw a mask [T, S] of S support points in T tasks, which is true for points in use.
+
+    The mask is true for all points, or for a random part of them with at least one point per class.
+    """
     mask = torch.ones(tasks, shape.way * shape.shot, dtype=torch.bool)
     if shape.shot == 1 or float(torch.rand((), generator=generator)) < 0.7:
         return mask

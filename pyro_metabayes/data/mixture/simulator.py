@@ -13,15 +13,15 @@ MOST_DIMENSION = 400.0  # effective, in the unit of the signal
 
 
 class FeatureSimulator:
-    """Simulator of the features of points i with classes y_i, whose settings are drawn anew at every call.
+    """Simulator of features x_i of points i with classes y_i. Each call draws new settings of the simulation.
 
         x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
 
-    The class means m have a power-law spectrum, and half of the time a hierarchy of superclasses. In a third of the
-    calls, d is the centre of a random sub-cluster k_i of the class; otherwise it is 0. The noise e has a power-law
-    spectrum; its axes are aligned with those of the means, independent of them, or specific to the class. The factor r
-    makes the tails of the noise heavy. In three of ten calls, x is the input of a random ReLU layer, whose output is
-    returned; otherwise an offset and a ReLU may follow. The squared length of m is a random multiple of
+    The class means m have a power-law spectrum, and in half of the calls a hierarchy of superclasses. In a third of the
+    calls, d is the centre of a random sub-cluster k_i of the class; otherwise d is 0. The noise e has a power-law
+    spectrum. The axes of the noise are aligned with the axes of the means, independent of them, or specific to the
+    class. The random factor r makes the tails of the noise heavy. In three of ten calls, x passes through a random ReLU
+    layer; in the others, x may be shifted by an offset and rectified. The squared length of m is a random multiple of
     1 / sqrt(effective dimension of e), so that tasks range from nearly impossible to trivial.
 
     Args:
@@ -94,7 +94,7 @@ class FeatureSimulator:
         return values / values.sum()
 
     def _aligned(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum unchanged, or with its variances in an order between the given and a random one."""
+        """Return the spectrum unchanged, or partly shuffled: its variances in a mix of the given and a random order."""
         if self._chance(0.4):
             return spectrum
         share, place = self._uniform(0.0, 1.0), torch.arange(len(spectrum))
@@ -118,5 +118,10 @@ class FeatureSimulator:
 
 
 def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
-    """Return values[t, labels[t, i]] [T, N, D] for values [T, C, D] of C classes and labels [T, N] of N points."""
+    """Return the value of the class of each point, [T, N, D] for T tasks with N points: values[t, labels[t, i]].
+
+    Args:
+        values: [T, C, D], D values for each of C classes.
+        labels: [T, N], class of each point.
+    """
     return values.gather(1, labels.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

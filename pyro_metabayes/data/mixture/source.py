@@ -38,17 +38,21 @@ def check_settings(bank_share: float, least_skill: float) -> None:
 
 
 class Mixture:
-    """Source of tasks with any number of features. Training tasks have random shapes; others have those of `task.*`.
+    """Source of tasks with any number of features.
+
+    Training tasks have random shapes. Validation and test tasks have the shape that the settings `task.*` give.
 
     Args:
         banks: feature data sets of real inputs; may be empty.
         bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from these data sets; others are simulated.
         least_skill: blocks of training tasks with a smaller skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
-            classes, where a is the accuracy of the nearest class mean. This setting tells the learner that embeddings
-            in use separate the classes; few support points do not show it, so an inductive learner needs such a prior.
+            classes, where a is the accuracy of the nearest class mean. A large value trains the learner on separable
+            classes, like those of embeddings in use. An inductive learner needs this prior knowledge, since a few
+            support points do not show whether classes are separable.
 
     Raises:
-        UsageError: bank_share is not between 0 and 1, or positive without banks; least_skill is not between 0 and 0.9.
+        UsageError: bank_share is not between 0 and 1, bank_share is positive although there are no banks, or
+            least_skill is not between 0 and 0.9.
     """
 
     num_targets = 0
@@ -58,7 +62,7 @@ class Mixture:
     def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
         check_settings(bank_share, least_skill)
         if bank_share and not banks:
-            raise UsageError(f"expected data.bank_share=0 if there are no banks, got {bank_share}; pass banks")
+            raise UsageError(f"expected data.bank_share=0 without feature data sets, got {bank_share}; pass banks")
         self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
 
     def block(self, split: str) -> int:
@@ -116,9 +120,9 @@ class Mixture:
         )
 
     def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
-        """Draw points from a random data set, one or several of whose classes form a class of the task.
+        """Draw points with the given labels from a random data set; None if it has too few classes.
 
-        None if the data set has too few classes.
+        Each class of the task consists of one or several classes of the data set.
         """
         bank = self.banks[integer(len(self.banks), generator)]
         merged = 1 + integer(3, generator) if chance(0.3, generator) else 1
@@ -140,10 +144,10 @@ def skill_of(episodes: Episodes) -> float:
 
 
 def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
-    """Draw distinct points [T, N, D] with the given labels [T, N] from a feature data set.
+    """Draw distinct points [T, N, D] from a feature data set, for the labels [T, N] of N points in each of T tasks.
 
-    A class of the task consists of at least `merged` random classes of the data set. The result is None if the data
-    set has too few classes.
+    Each class of the task is the union of `merged` random classes of the data set, or of more if these are too small.
+    The result is None if the data set has too few classes.
     """
     counts = one_hot(labels, way).cumsum(1)
     rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1
@@ -161,7 +165,11 @@ def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, ge
 
 
 def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
-    """Transform features x at random: perhaps add noise, and project, take square roots or standardise columns."""
+    """Transform features x at random.
+
+    Noise is added with probability 1/2. Then x is projected, replaced by its square root, standardised per column, or
+    left as it is.
+    """
     size = x.var((0, 1)).mean().sqrt() + 1e-6
     if chance(0.5, generator):
         level = (-2.3 + 2.7 * torch.rand(len(x), 1, 1, generator=generator)).exp()  # 0.1 to 1.5

@@ -19,8 +19,9 @@ MOST_PAIRS = 1500  # of a query and a class: four times those of a 5-way task wi
 class VariedSampler(BankSampler):
     """Sampler of tasks from a data set (bank), whose training tasks have random ways, shots and numbers of queries.
 
-    These are drawn as in `data/mixture/shapes.py`, and reduced if the classes of the data set have fewer inputs. The
-    given shape determines the class marginal of the queries, and the shape of validation and test tasks.
+    Ways, shots and numbers of queries are drawn by `data/mixture/shapes.py`, and reduced if the classes of the data set
+    have fewer inputs. The class marginal of the queries is that of the given task shape. Validation and test tasks have
+    the given shape.
 
     Args:
         bank: the data set.

@@ -25,10 +25,10 @@ class Rows:
 
     Attributes:
         keys: [N], name of the group of each row.
-        values: [N, D + 1], the D features and the response; the intercept is a feature that is 1.
+        values: [N, D + 1], the D features and the response. One feature is the intercept, which is 1 in every row.
         columns: [D + 1], names of the columns of `values`; features with group-specific weights come first.
         random: names of the features with group-specific weights.
-        levels: levels of each column of text; the first is the reference, the others have an indicator feature each.
+        levels: levels of each column of text. Each level except the first, the reference, has an indicator feature.
         notes: notes for the user, one line each.
         weights: [N], precision weight of each row; None: all weights are 1.
         offset: [N], offset of each row; None: no offset.
@@ -107,7 +107,7 @@ class ChosenColumns:
 
 
 def _products(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return all products of one feature from each column of an interaction, by names such as "a:b=2"."""
+    """Return the features of an interaction by name, such as "a:b=2": products of one feature of each column."""
     found = dict(parts[0])
     for part in parts[1:]:
         found = {f"{one}{PRODUCT}{other}": x * z for one, x in found.items() for other, z in part.items()}
@@ -134,7 +134,7 @@ def _notes(levels: Levels) -> list[str]:
 
 
 def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColumns:
-    """Find the columns that the settings of `groups.load` name; `grouped`: whether the file has the group column.
+    """Find the columns that the settings of `groups.load` name. With grouped=False the file needs no group column.
 
     Raises:
         UsageError: the file lacks a column, a column is named twice, or several columns of groups are named.
@@ -150,7 +150,7 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     _check_names(own, names, once, {name for term in found for name in term})
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
-        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'; add it to them")
+        raise UsageError(f"expected data.factors among data.predictors, got '{other[0]}'; add it to data.predictors")
     return ChosenColumns(header, of_group, response, dict(zip(names, found, strict=True)), own, texts, weights, offset)
 
 
@@ -164,7 +164,7 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
         kind = _kind_of_groups(header, names)
         remedy = "name the smaller groups, and add the larger ones to data.predictors as a factor"
         raise UsageError(
-            f"expected one column in data.group, got {' and '.join(names) or 'none'}, whose groups are {kind}: the "
+            f"expected one column in data.group, got {' and '.join(names) or 'none'} ({kind} groups), but the "
             f"model has effects of one grouping only; {remedy if kind == 'nested' else 'name one of them'}"
         )
     return group[0]
@@ -183,18 +183,18 @@ def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
     """Return the names in data.random, each of which must be "intercept" or a predictor."""
     there = [INTERCEPT, *dict.fromkeys(predictors)]
     if unknown := [name for name in random if not matching(name, there)]:
-        raise UsageError(f"expected data.random to name some of {', '.join(there)}, got '{unknown[0]}'; fix it")
+        raise UsageError(f"expected names among {', '.join(there)} in data.random, got '{unknown[0]}'; fix data.random")
     if not random:
-        raise UsageError("expected data.random to name the group-specific weights, got none; set it to [intercept]")
+        raise UsageError("expected group-specific weights in data.random, got none; set data.random=[intercept]")
     return [matching(name, there)[0] for name in random]
 
 
 def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequence[str], inputs: set[str]) -> None:
-    """Raise a UsageError if a column has two roles; `once` names the columns of all roles other than predictor."""
+    """Raise a UsageError if a column has two roles. `once` names the columns that are not predictors."""
     every = [INTERCEPT, *predictors, *once]
     twice = [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]
     if twice := twice or [name for name in once if name in inputs]:
         raise UsageError(
-            "expected data.group, predictors, random, response, weights and offset to name each column once, got "
-            f"'{twice[0]}' twice; remove one ('{INTERCEPT}' is the name of the constant)"
+            "expected different columns in data.group, predictors, response, weights and offset, and in random, got "
+            f"'{twice[0]}' twice; remove '{twice[0]}' from one place ('{INTERCEPT}' is the name of the constant)"
         )

@@ -1,8 +1,9 @@
 """CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
 
-The images are read from METABAYES_DATA/cifar100 (one lossless sheet of images per class), or without METABAYES_DATA
-from the archive that torchvision downloads. Classes have the order of the published lists (splits/), and the images of
-a class are sorted by the SHA-1 sums of their pixels. Therefore both sources give the same data set.
+The images are read from METABAYES_DATA/cifar100, which has one lossless sheet of images per class. If METABAYES_DATA is
+not set, they are read from the archive that torchvision downloads. Classes have the order of the published lists
+(splits/), and the images of a class are sorted by the SHA-1 sums of their pixels. Therefore both sources give the same
+data set.
 """
 
 from __future__ import annotations
@@ -68,25 +69,26 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
         sheets = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
     except DAMAGED as error:
         raise UsageError(
-            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it again"
+            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy "
+            "the file again"
         ) from None
     return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in sheets}
 
 
 def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
-    """Read the images of a class [600, 3, 32, 32], and compare the SHA-256 of the pixels with `checksum`, if any."""
+    """Read the images [600, 3, 32, 32] of a class. The SHA-256 of the pixels must be `checksum`, unless it is None."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
         sheet = pixels(path, None).transpose(1, 2, 0)
     except DAMAGED as error:
         raise UsageError(
             f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file ({reason_of(error)}); copy "
-            "it again"
+            "the file again"
         ) from None
     if sheet.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
         raise UsageError(
             f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got an image of shape "
-            f"{sheet.shape}; copy it again"
+            f"{sheet.shape}; copy the file again"
         )
     tiles = sheet.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
     if checksum is not None:
@@ -115,8 +117,8 @@ def _archive_path() -> Path:
         refuse_unless_allowed("CIFAR-100", "data=cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
-            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: the file is truncated or a different "
-            "one; delete it to download it again"
+            f"expected the md5 checksum {source.tgz_md5} of {path}, got another checksum (a truncated or a different "
+            "file); delete the file, and run again to download it"
         )
     if not path.is_file():
         try:
@@ -126,7 +128,7 @@ def _archive_path() -> Path:
         except (OSError, RuntimeError) as error:  # no network, or another file
             raise UsageError(
                 f"expected to download CIFAR-100 with the md5 checksum {source.tgz_md5}, got: {error}; try again, put "
-                f"{source.url} into {path.parent} yourself, or put {META} below a folder that METABAYES_DATA names"
+                f"{source.url} into {path.parent} yourself, or set METABAYES_DATA to a folder that contains {META}"
             ) from error
     return path
 
@@ -140,7 +142,9 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         raise
     except (*DAMAGED, tarfile.TarError) as error:
         reason = reason_of(error)
-        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {reason}; download it again") from None
+        raise UsageError(
+            f"expected the archive of CIFAR-100 at {path}, got {reason}; download the archive again"
+        ) from None
     halves = [text_keys(parts[name], f"{name} of {path}", "data", "fine_labels") for name in ("train", "test")]
     names = text_keys(parts["meta"], f"meta of {path}", "fine_label_names")["fine_label_names"]
     try:
@@ -150,18 +154,20 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         return {"images": classes, "names": flat_array(names, str(path)).astype(str)}
     except DAMAGED as error:
         reason = reason_of(error)
-        raise UsageError(f"expected equally many images per class in {path}, got {reason}; download it again") from None
+        raise UsageError(
+            f"expected equally many images per class in {path}, got {reason}; download the archive again"
+        ) from None
 
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
     member = archive.getmember(f"cifar-100-python/{name}")
     file = archive.extractfile(member) if member.isreg() else None  # a link may point outside the archive
     if file is None:
-        raise KeyError(f"it has no file {name}")
+        raise KeyError(f"an archive without the file {name}")
     return read_arrays(file, f"{name} of {path}")
 
 
 def in_order(images: np.ndarray) -> np.ndarray:
-    """Sort images [N, 3, 32, 32] by the SHA-1 sums of their pixels (rows, then columns, then colours)."""
+    """Sort N images [N, 3, 32, 32] by the SHA-1 sums of their pixels in the order [rows, columns, colours]."""
     keys = [sha1(image.tobytes()).digest() for image in images.transpose(0, 2, 3, 1)]
     return images[sorted(range(len(images)), key=keys.__getitem__)]

@@ -22,7 +22,9 @@ OTHER_UNITS = 10.0  # distance of the means of two files, in sds, from which on 
 def learnable_scales(
     rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
 ) -> Scales:
-    """Check the columns, and return their scales: the given ones, and for other columns those of the training rows.
+    """Check the columns, and return their scales, i.e. means and standard deviations.
+
+    Scales that are not given are computed from the training rows.
 
     Args:
         rows: [N, D + 1], N rows of the training groups with D features and the response.
@@ -71,8 +73,8 @@ def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequenc
         mean, sd = column.mean().item(), column.std(correction=0).item()
         if INTERCEPT not in random and abs(mean) > FAR * sd:
             raise UsageError(
-                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes, so that all lines meet at "
-                f"{name} = 0, although {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
+                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes: all lines then meet at "
+                f"{name} = 0, but {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
                 f"[{','.join((INTERCEPT, *random))}]"
             )
 
@@ -90,16 +92,19 @@ def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
 
 
 def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "gaussian") -> list[str]:
-    """Return notes about the columns [N, D + 1] of the training groups; collinear predictors raise a UsageError."""
+    """Return notes about the columns [N, D + 1] of N training rows: D features and the response.
+
+    Collinear predictors raise a UsageError.
+    """
     about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
     return about + check_collinear(scales.standardised(rows), scales, file)
 
 
 def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
-    """Raise a UsageError for a predictor that is a linear function of others; return a note if one nearly is.
+    """Raise a UsageError if a predictor is a linear function of others; return a note if this is nearly so.
 
     Args:
-        standardised: standardised columns [N, D + 1] of the training groups, D features and the response.
+        standardised: standardised columns [N, D + 1] of N training rows, D features and the response.
         scales: the scales by which the columns were standardised.
         file: the file, for the message.
 
@@ -123,7 +128,7 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
         if rest < COLLINEAR:
             raise UsageError(
                 f"expected predictors that are not collinear, got '{columns[place]}', which is a linear function of "
-                f"{others} in the training groups of {file}; remove one of them from data.predictors"
+                f"{others} in the training groups of {file}; remove one of these columns from data.predictors"
             )
         notes.append(
             f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd), so "
@@ -133,14 +138,17 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
 
 
 def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) -> None:
-    """Raise a UsageError if a column of [N, D + 1] keeps less than half of its distinct values in single precision."""
+    """Raise a UsageError if a column keeps less than half of its distinct values in single precision.
+
+    `standardised` has the standardised columns [N, D + 1] of N rows: D features and the response.
+    """
     rounded = standardised.to(torch.get_default_dtype())
     for name, exact, kept in zip(columns, standardised.unbind(1), rounded.unbind(1), strict=True):
         before, after = len(exact.unique()), len(kept.unique())
         if 2 * after < before:
             raise UsageError(
-                f"expected a column '{name}' of {file} without extreme values, got {before} distinct values, of which "
-                f"single precision distinguishes {after}; take logarithms, or remove rows with extreme values"
+                f"expected a column '{name}' of {file} without extreme values, got values of which single precision "
+                f"distinguishes only {after} of {before}; take logarithms, or remove rows with extreme values"
             )
 
 
@@ -162,7 +170,10 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
 
 
 def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
-    """Return a note for each column with a recorded sd whose mean is far from its mean in the training data."""
+    """Return a note for each column whose mean is far from its mean in the training data.
+
+    This points to different units. Only columns whose training mean and sd are in `given` are compared.
+    """
     far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
         f"column '{name}' has mean {mean:g}, but the run was trained on mean {of_run:g} and sd {sd:g}; check that the "

@@ -53,7 +53,7 @@ def load(
     seed: int = 0,
     train_shift: float = 0.0,
 ) -> DomainBank:
-    """Load uint8 images [M, 3, size, size] of the source domains (train, val) and of the target domain (test).
+    """Load M images, uint8 [M, 3, size, size], of the source domains (train, val) and of the target domain (test).
 
     Args:
         target: the domain that is left out of training.
@@ -68,7 +68,7 @@ def load(
     if size < 1 or min(train_images, val_images, test_images) < 1:
         raise UsageError(
             "expected data.size, train_images, val_images and test_images >= 1, got "
-            f"{size}, {train_images}, {val_images} and {test_images}; change data.*"
+            f"{size=}, {train_images=}, {val_images=} and {test_images=}; change data.*"
         )
     domains = leave_one_out(DOMAINS, target, validation)
     files = {name: data_file(f"digits/{file}", HINT) for name, file in (*FILES.items(), ("photographs", PHOTOGRAPHS))}
@@ -112,11 +112,11 @@ class Digits:
         return x[order], y[order]
 
     def pool(self, source: str, half: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return all digits in a file, and their classes, for training and validation (half="train") or for the test.
+        """Return the digits of one part of a file, and their classes.
 
         Args:
             source: the file: "mnist", "usps" or "uci".
-            half: "train" or "test".
+            half: "train": the part for training and validation; "test": the part for the test.
         """
         arrays = arrays_of(self.files[source])
         if source != "uci":
@@ -137,7 +137,7 @@ class Digits:
         return lambda x: x
 
     def photographs(self, split: str) -> Images:
-        """Read the photographs [3, height, width] for a split; those for the test are not used in other splits."""
+        """Read the photographs [3, height, width] for a split. Those for the test are not used in other splits."""
         path = self.files["photographs"]
         try:
             check_archive(path)
@@ -149,7 +149,9 @@ class Digits:
                 ]
         except DAMAGED as error:
             reason = reason_of(error)
-            raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it again") from None
+            raise UsageError(
+                f"expected a zip archive of photographs at {path}, got: {reason}; copy the file again"
+            ) from None
 
 
 def _is_photograph(name: str) -> bool:
@@ -162,7 +164,9 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     try:
         return read_npz(path)
     except DAMAGED as error:
-        raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it again") from None
+        raise UsageError(
+            f"expected arrays of digits in {path}, got {type(error).__name__}; copy the file again"
+        ) from None
 
 
 def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Divides the rows of a data set among training, validation and test: by classes, by rows, or not at all (data.split).
 
-Every source of users' data passes its settings `split`, `train`, `val` and `seed` to `Division`. If rows are divided, a
-class with rows in several splits becomes one class of the bank per split, all with the same name. So every class of a
-bank belongs to one split.
+Every source of users' data passes its settings `split`, `train`, `val` and `seed` to `Division`. If rows are divided,
+the rows of a class in each split form a separate class of the bank (data set), and these classes have the same name. So
+every class of a bank belongs to one split.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Division:
         Args:
             labels: [M], class of each of M rows, 0 to G - 1.
             names: [G], name of each class.
-            given: [M], split of each row as the data name it, 0 to 2; None: the splits are drawn at random.
+            given: [M], splits that the data name for the rows, 0 to 2 for train, val and test; None: drawn at random.
             where: the file or folder, for messages.
 
         Raises:
-            UsageError: a split has no class, or the splits that the data name contradict `by`.
+            UsageError: a split has no class, or the splits that the data name contradict the setting `by` of this rule.
         """
         if self.by == "none":
             return Divided(labels, {"train": np.arange(len(names))}, names)
@@ -84,7 +84,10 @@ class Division:
         return Divided(renumbered, splits, [names[index] for index in classes.tolist()])
 
     def bank(self, bank: Bank) -> Bank:
-        """Record in a bank (data set) what was divided; with by="none" all its splits get the training classes."""
+        """Return the bank (data set) with a record of what was divided: classes, rows or none.
+
+        With by="none", all splits of the bank get the training classes.
+        """
         splits = dict.fromkeys(SPLITS, bank.splits["train"]) if self.by == "none" else bank.splits
         return replace(bank, splits=splits, division=self.by)
 

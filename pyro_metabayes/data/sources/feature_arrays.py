@@ -53,7 +53,10 @@ def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
 
 
 def _noted(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str) -> Bank:
-    """Return the bank with names of its rows, after printing the note and a note about identical rows, if any."""
+    """Return the bank (data set) with names of its rows, for messages.
+
+    Prints the given note, and a note about identical rows if there are any.
+    """
     if note:
         print(f"note: {note}", file=sys.stderr)
     files = arrays["files"] if len(arrays.get("files", ())) == len(labels) else None
@@ -63,7 +66,7 @@ def _noted(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str
 
 
 def _name_of(order: np.ndarray, files: np.ndarray | None, row: int) -> str:
-    """Return the name of a row of the bank: its file, or its row number in the arrays of the user."""
+    """Return the name of a row of the bank (data set): its file, or its row number in the arrays of the user."""
     number = int(order[row])
     return f"row {number}" if files is None else str(files[number])
 
@@ -73,13 +76,13 @@ def _check_names(arrays: Arrays, path: str) -> None:
     for name in ("features", "labels"):
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
-            raise UsageError(f"expected an array '{name}' in {path}, got {there}; rename or add it")
+            raise UsageError(f"expected an array '{name}' in {path}, got {there}; rename or add an array")
     lengths = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in arrays if name in SHAPES}
     for name, length in lengths.items():
         if arrays[name].ndim != SHAPES[name] or length != lengths["features"]:
             shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
             raise UsageError(
-                f"expected features [N, D], labels [N] and split [N], if any, got {shapes} in {path}; "
+                f"expected features [N, D], labels [N] and, if present, split [N] in {path}, got {shapes}; "
                 "give each array one row per input"
             )
     if arrays["features"].size == 0:
@@ -118,7 +121,7 @@ def unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndar
     if zero := int((largest == 0).sum()):
         raise UsageError(
             f"expected feature vectors that can be scaled to unit length in {path}, got {zero} of {len(rows)} that "
-            f"are all zero; remove them (the first is row {numbers[largest.argmin()]})"
+            f"are all zero; remove these rows (the first is row {numbers[largest.argmin()]})"
         )
     rows = rows / largest  # so that the squares neither overflow nor underflow
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

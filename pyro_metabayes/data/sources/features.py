@@ -29,9 +29,9 @@ def load(
     label: str = LABEL,
     columns: list[str] | None = None,
 ) -> Bank:
-    """Return the bank of a file .npz, .safetensors, .parquet or .csv, or of a folder with a file NAME.npy per array.
+    """Return the bank (data set) of a file .npz, .safetensors, .parquet or .csv, or of a folder of files NAME.npy.
 
-    The arrays have one row for each of N inputs:
+    In a folder, NAME is the name of an array. The arrays have one row for each of N inputs:
         features [N, D]: any float or integer type. The rows are converted to float32 and scaled to unit length, as the
             few-shot heads expect. Features of a folder stay in their file, which may be larger than memory; the rows
             of a batch of tasks are read, checked and scaled when the batch is drawn.
@@ -57,12 +57,14 @@ def load(
     if user_path(path).suffix.lower() in TABLES:
         read, note = arrays_of(read, label, columns, path)
     elif label != LABEL or columns:
-        raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove these")
+        raise UsageError(
+            f"expected a .parquet or .csv file with data.label or data.columns, got {path}; remove these two settings"
+        )
     return bank_of_arrays(read, division, path, note)
 
 
 def _read(path: str) -> Any:
-    """Read the arrays of a file or folder by name, or the table of a file."""
+    """Read the arrays of a file or folder, by name, or the table of a .parquet or .csv file."""
     if not path:
         raise UsageError("expected a file of features, got no path; set data.path=FILE.npz (or .safetensors)")
     file = user_path(path)
@@ -91,7 +93,7 @@ def _remedy(reason: str) -> str:
 
 
 def _arrays_of(file: Path) -> Arrays:
-    """Read the arrays of a file into memory, or memory-map those of a folder; pickled objects are never loaded."""
+    """Read the arrays of a file into memory, or memory-map the arrays of a folder. Pickled objects are never loaded."""
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in SHAPES}
         return {name: _map(array) for name, array in files.items() if array.is_file()}

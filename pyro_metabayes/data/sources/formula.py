@@ -1,4 +1,7 @@
-"""Parses a formula in the notation of lme4, such as score ~ hours + (hours | school), into columns with roles."""
+"""Parses a formula in the notation of lme4, such as score ~ hours + (hours | school).
+
+The result names the columns of the response, the predictors, the groups and others (`roles.Roles`).
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
 
 @dataclass
 class Terms:
-    """Terms of a sum in a formula.
+    """Terms of a sum in a formula, by kind.
 
     effects: columns, or products of columns such as "a:b".
     factors: columns within factor(...).
     offsets: columns within offset(...).
-    others: placeholders of terms (effects | group).
+    others: names that stand for terms (effects | group) while the sum is parsed.
     """
 
     effects: list[str] = field(default_factory=list)
@@ -36,7 +39,7 @@ class Terms:
 
 
 def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
-    """Parse the formula of a linear mixed model with one kind of groups into columns with roles.
+    """Return the columns in the formula of a linear mixed model with one kind of groups, by role.
 
     A formula may contain columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
 
@@ -100,9 +103,9 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
         )
     if len(bars) > 1:
         same = len({bar.rpartition("|")[2].strip() for bar in bars}) == 1
-        kind, remedy = ("uncorrelated effects", "write one of them with all effects and set prior=gaussian")
+        kind, remedy = ("uncorrelated effects", "write one term with all effects and set prior=gaussian")
         if not same:
-            kind, remedy = ("crossed or nested groups", "keep one of them")
+            kind, remedy = ("crossed or nested groups", "keep one of these terms")
         raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}: {kind}; {remedy}")
     effects, _, group = bars[0].rpartition("|")
     _refuse_several_columns(bars[0].strip(), group)
@@ -138,7 +141,7 @@ def terms_of(text: str, formula: str) -> Terms:
 
 
 def _effect(text: str, terms: Terms) -> str:
-    """Return the column that a part of an effect names; the column of factor(x) is added to the factors."""
+    """Return the column that a part of a product a:b names: x for factor(x), which is also added to terms.factors."""
     call = CALL.fullmatch(text)
     if call and call[1] in FACTOR:
         terms.factors.append(_column(call[2], "factor"))
@@ -146,13 +149,13 @@ def _effect(text: str, terms: Terms) -> str:
     if call or text.startswith("(bar "):
         raise UsageError(
             f"expected columns, factor(x) and offset(x) in data.formula, got '{text.replace('(bar ', '(group term ')}';"
-            " add other functions of columns to the file as columns"
+            " write the result of other functions into columns of the file"
         )
     return text
 
 
 def _parsed(text: str, formula: str) -> list[list[str]]:
-    """Return the factors of each product term of a formula, as text; main effects come first."""
+    """Return the factors of each term as text: [["a"], ["a", "b"]] for a + a:b. Main effects come first."""
     try:
         from formulaic.errors import FormulaicError  # an optional package, which imports pandas
         from formulaic.parser import DefaultFormulaParser
@@ -174,8 +177,8 @@ def _column(text: str, role: str) -> str:
     found = COLUMN.fullmatch(text.strip())
     if found is None:
         raise UsageError(
-            f"expected the name of a column as {role} in data.formula, got '{text.strip()}'; add functions of columns "
-            "to the file as columns, and write unusual names in backticks"
+            f"expected the name of a column as {role} in data.formula, got '{text.strip()}'; write the result of "
+            "functions into columns of the file, and put unusual names in backticks"
         )
     return found[1] or found[2]
 
@@ -185,12 +188,12 @@ def _check(fixed: Terms, own: Terms, formula: str) -> None:
         raise UsageError(f"expected an intercept, which the model always has, got '{formula}'; remove 0 or -1")
     if len(fixed.offsets) > 1 or own.offsets:
         raise UsageError(
-            f"expected at most one offset(x) in data.formula, outside of (effects | group), got '{formula}'; move it, "
-            "or add the offsets in one column of the file"
+            f"expected at most one offset(x) in data.formula, outside of (effects | group), got '{formula}'; move "
+            "the offset, or write the sum of several offsets into one column of the file"
         )
     if missing := [name for name in own.effects if name not in fixed.effects]:
         raise UsageError(
-            f"expected '{missing[0]}' outside of (effects | group) too, because its mean over groups is estimated, got "
+            f"expected '{missing[0]}' also outside of (effects | group), since its mean over groups is estimated, got "
             f"'{formula}'; add + {missing[0]}"
         )
     if not own.effects and not own.intercept:

@@ -24,7 +24,7 @@ def table_of(file: Path) -> Any:
 
     Raises:
         UsageError: pyarrow is not installed.
-        One of the exceptions DAMAGED: the file is not such a table.
+        An exception in `untrusted.DAMAGED`: the file is not such a table.
     """
     format_of = {".parquet": "pyarrow.parquet", ".csv": "pyarrow.csv"}[file.suffix.lower()]
     try:
@@ -84,14 +84,15 @@ def _chosen(values: Arrays, where: str) -> list[str]:
     lists = [name for name, value in values.items() if _holds_lists(value)]
     if len(lists) > 1:
         raise UsageError(
-            f"expected one column of lists in {where}, got {_listed(lists)}; set columns (data.columns=[NAME] in a run)"
+            f"expected one column of lists in {where}, got {_listed(lists)}; set the argument "
+            "columns (in a run: data.columns=[NAME])"
         )
     for kinds in ("f", "iu"):
         lists = lists or [name for name, value in values.items() if value.dtype.kind in kinds]
     if not lists:
         raise UsageError(
-            f"expected columns of features in {where}, got {_listed(list(values))}; set columns "
-            "(data.columns=[...] in a run)"
+            f"expected columns of features in {where}, got {_listed(list(values))}; set the argument "
+            "columns (in a run: data.columns=[...])"
         )
     return lists
 
@@ -106,15 +107,15 @@ def _features(values: Sequence[np.ndarray], names: Sequence[str], where: str) ->
         lengths = {np.shape(row) for row in values[0]}
         if len(lengths) > 1:
             raise UsageError(
-                f"expected lists of one length in column '{names[0]}' of {where}, got {len(lengths)} lengths or "
-                "missing values; fix or drop these rows"
+                f"expected lists of one length in column '{names[0]}' of {where}, got {len(lengths)} different "
+                "lengths (a missing value counts as one); fix or drop rows"
             )
         return np.stack(list(values[0]))
     for name, value in zip(names, values, strict=True):
         if value.ndim != 1 or value.dtype.kind not in "fiu":
             raise UsageError(
-                f"expected numbers in column '{name}' of {where}, got {_kind_of(value)}; leave it out of data.columns, "
-                "or convert it, missing values included"
+                f"expected numbers in column '{name}' of {where}, got {_kind_of(value)}; leave the column out of "
+                "data.columns, or convert it to numbers and fill missing values"
             )
     return np.column_stack(values)
 
@@ -139,11 +140,11 @@ def _plain(value: np.ndarray, name: str, where: str) -> np.ndarray:
 
 def _refuse_missing(wanted: Sequence[str], names: Sequence[str], where: str) -> None:
     if len({*names}) < len(names):
-        raise UsageError(f"expected columns with different names in {where}, got {_listed(names)}; rename them")
+        raise UsageError(f"expected columns with different names in {where}, got {_listed(names)}; rename columns")
     for name in wanted:
         if name not in names:
-            setting = "label (data.label=NAME" if name == wanted[0] else "columns (data.columns=[...]"
-            raise UsageError(f"expected a column '{name}' in {where}, got {_listed(names)}; set {setting} in a run)")
+            setting = "label (in a run: data.label)" if name == wanted[0] else "columns (in a run: data.columns)"
+            raise UsageError(f"expected a column '{name}' in {where}, got {_listed(names)}; set {setting}")
 
 
 def _listed(names: Sequence[str]) -> str:

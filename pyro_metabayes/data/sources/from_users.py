@@ -20,14 +20,14 @@ class FromUsers:
     """Mixin with constructors of a bank (a data set from which tasks are drawn) from a user's dataset or data frame.
 
     The argument `splits` lists the labels of each split, or names what is divided at random: "classes", "rows" or
-    "none" (`Division`). In the latter case `train` and `val` are fractions, and the rest is for the test.
+    "none" (`Division`). For a random division, `train` and `val` are fractions, and the rest is for the test.
     """
 
     @classmethod
     def from_dataset(
         cls, dataset: LabelledItems, splits: Splits, train: float = 0.64, val: float = 0.16, seed: int = 0
     ) -> Bank:
-        """Return a bank over a torch Dataset of (input, label), whose items are read when a task needs them.
+        """Return a bank (data set) over a torch Dataset of (input, label). Items are read when a task needs them.
 
             Bank.from_dataset(ImageFolder("birds", transform), {"train": range(64), "val": range(64, 80), ...})
 
@@ -35,8 +35,8 @@ class FromUsers:
 
         Args:
             dataset: the torch Dataset; its transforms are applied.
-            splits: the labels of train, val and test (classes in none of them are not used); or what is divided at
-                random: "classes", "rows" or "none".
+            splits: the labels of train, val and test; other classes are not used. Or what is divided at random:
+                "classes", "rows" or "none".
             train, val, seed: fractions and seed of a random division.
 
         Raises:
@@ -67,14 +67,14 @@ class FromUsers:
         val: float = 0.16,
         seed: int = 0,
     ) -> Bank:
-        """Return a bank of the features in a data frame of pandas or polars, or in a table of pyarrow.
+        """Return a bank (data set) of the features in a data frame of pandas or polars, or in a table of pyarrow.
 
             Bank.from_dataframe(frame, "rows", label="species")
 
         Args:
             frame: one row per input, with a column of labels (integers or text).
-            splits: the labels of train, val and test (classes in none of them are not used); or what is divided:
-                "classes", "rows" or "none", at random unless a column `split` of the frame names the split of each row.
+            splits: the labels of train, val and test; other classes are not used. Or what is divided: "classes", "rows"
+                or "none". The division is random unless a column `split` of the frame names the split of each row.
             label: the column of labels.
             columns: the columns of features, or one column of lists; None: the column of lists, else all columns of
                 floats, else all of integers. A printed note names the columns that are not used.

@@ -43,8 +43,8 @@ def lacking_of(
     """Return names and cells of the columns in which a row has no value.
 
     Args:
-        key: the cell with the name of the group. With missing="drop" names such as NA and null are missing values;
-            otherwise only an empty name is.
+        key: the cell with the name of the group. An empty name is a missing value. With missing="drop", names such as
+            NA and null are missing values too.
         cells: the other cells of the row.
         keys: name of the column of groups.
         numbers: names of the columns of the other cells.
@@ -60,8 +60,8 @@ def notes_of_gaps(gaps: Gaps, complete: int, missing: str, path: Path) -> list[s
     how_many = f"{gaps.rows} of {gaps.rows + complete} rows of {path}"
     if missing == "refuse":
         raise UsageError(
-            f"expected a value in every cell, got missing values in {how_many}, the first: {gaps.first}; fill in "
-            "values, or set data.missing=drop to leave these rows out"
+            f"expected a value in every cell, got missing values in {how_many} (the first is {gaps.first}); fill "
+            "in values, or set data.missing=drop to leave these rows out"
         )
     columns = ", ".join(f"{count} in column '{name}'" for name, count in gaps.columns.items())
     return [f"left out {how_many}, which have missing values: {columns}"]

@@ -18,10 +18,10 @@ from pyro_metabayes.errors import UsageError
 class GaussianFeatures:
     """Simulator of few-shot classification with Gaussian classes.
 
-    The points of a class with mean m are ReLU(m + e), scaled to unit length, or with rectify=false m + e. Each of the
-    `num_features` components has m ~ N(mean, separation^2) and e ~ N(0, noise^2). At the defaults, on 5-way 1-shot
-    tasks with 15 queries per class, the nearest prototype by cosine has an accuracy of 60%, and SIB of 87%. The splits
-    differ only in their random numbers; no class is drawn twice.
+    The points of a class with mean m are ReLU(m + e), scaled to unit length; with rectify=false they are m + e. Each of
+    the `num_features` components has m ~ N(mean, separation^2) and e ~ N(0, noise^2). At the defaults, on 5-way 1-shot
+    tasks with 15 queries per class, classification by the nearest class mean (cosine) has an accuracy of 60%, and
+    guide=sib has 87%. The splits differ only in their random numbers; no class is drawn twice.
 
     Args:
         num_features: number of features of a point.
@@ -68,7 +68,10 @@ class GaussianFeatures:
         return draw
 
     def _points(self, labels: Tensor, way: int, generator: Generator) -> Tensor:
-        """Draw points [BLOCK, N, D] of the classes `labels` [BLOCK, N]; the noise is drawn class by class."""
+        """Draw points [B, N, D] with D features, given the classes `labels` [B, N] of N points in B tasks (a block).
+
+        The noise is drawn class by class.
+        """
         centre = torch.randn(BLOCK, way, self.num_features, generator=generator)
         points = torch.randn(*labels.shape, self.num_features, generator=generator)
         task, by_class = torch.arange(BLOCK).unsqueeze(1), labels.argsort(dim=1, stable=True)

@@ -38,14 +38,14 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
         _refuse_without_queries(part, name)
     if len(ways := {part.num_classes for part in parts}) > 1:
         raise UsageError(
-            f"expected tasks of one number of classes in {name}, got {sorted(ways)} classes; pass one list for each"
+            f"expected the same number of classes in all tasks of {name}, got {sorted(ways)}; pass one list for each"
         )
     joined = concatenate(parts)
     return TaskStream(lambda generator: joined, 0, name, joined.num_tasks, block=joined.num_tasks)
 
 
 class BatchStream:
-    """Stream of batches of tasks that the user constructs; each batch counts as one task index.
+    """Stream of batches of tasks that the user constructs, addressed by the number of the batch, not of the task.
 
     While a batch is constructed, torch's seed is the number of the batch. Therefore a resumed training gets the same
     batches, and the noise of training does not depend on how batches are constructed.
@@ -68,7 +68,7 @@ class BatchStream:
             batch = self._batch_of(number)
         if not isinstance(batch, Episodes):
             raise UsageError(
-                f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}; change train"
+                f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}; return Episodes"
             )
         _refuse_without_queries(batch, "train")
         return batch
@@ -91,7 +91,10 @@ class _InOrder:
 
 
 def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
-    """Yield the items of an iterable again and again; raise a UsageError at the end of an iterator."""
+    """Yield the items of an iterable again and again.
+
+    An iterator, which can be read only once, raises a UsageError at its end.
+    """
     yield from iterable if isinstance(iterable, Iterator) else chain.from_iterable(repeat(iterable))
     raise UsageError(
         "expected a batch of tasks for every step, got an iterator that has ended; pass a list or a function"

@@ -1,15 +1,15 @@
 """Undistorted images of the characters that all faces of the DejaVu fonts contain, without look-alikes.
 
 Blank characters, and characters that look like one with a smaller code point, are left out. Two characters look alike
-if the correlation of their images exceeds LOOK_ALIKE. The images are blurred by one pixel and stretched half way to a
-square, since otherwise o and O would differ. Each image is compared with the most similar upright face of the other
-character, since otherwise small capitals, which have bolder strokes, would differ from capitals. The correlations are
-averaged over the faces.
+if the correlation of their images exceeds a threshold, LOOK_ALIKE. The images are blurred by one pixel and stretched
+half way to a square, since otherwise o and O would differ. Each image is compared with the most similar upright face of
+the other character, since otherwise small capitals, which have bolder strokes, would differ from capitals. The
+correlations are averaged over the faces.
 
-Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
-and Cyrillic ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el
-(0.917). Pairs below it: an arrow down and one up and down (0.910), D without and with a bar (0.90), E and F
-(0.89), 8 and B (0.89), a without and with a grave accent (0.54).
+Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B and Cyrillic
+ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el (0.917). Pairs below it: a
+down arrow and an up-down arrow (0.910), D without and with a bar (0.90), E and F (0.89), 8 and B (0.89), a without and
+with a grave accent (0.54).
 """
 
 from __future__ import annotations
@@ -115,14 +115,17 @@ def _first_of_look_alikes(images: Tensor) -> list[int]:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    """Blur images and scale them to mean 0 and length 1 [N, H * H], so that their inner products are correlations."""
+    """Blur N images [N, H, H] of H x H pixels, and scale them to mean 0 and length 1: [N, H * H].
+
+    Inner products of the results are correlations.
+    """
     points = _blur(images.float()).flatten(1)
     points = points - points.mean(1, keepdim=True)
     return points / points.norm(dim=1, keepdim=True)
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Blur images [N, H, H] by a Gaussian with a standard deviation of one pixel."""
+    """Blur N images [N, H, H] of H x H pixels by a Gaussian with a standard deviation of one pixel."""
     kernel = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, 9)
     rows = conv2d(images.unsqueeze(1), kernel, padding=(0, 4))

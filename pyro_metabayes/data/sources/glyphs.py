@@ -45,10 +45,11 @@ def load(
     noise: float = 0.2,
     seed: int = 0,
 ) -> Bank:
-    """Render distorted images of the characters: a bank of uint8 images [M, 1, 28, 28], ink 255 on background 0.
+    """Return a bank (data set) of M distorted images, uint8 [M, 1, 28, 28], with ink 255 on background 0.
 
-    The images of a class show the character in different faces of the fonts. Beyond twelve images, random faces are
-    used a second time with another distortion; the two images of one face are then a pair (pairs.py).
+    The images of a class show the character in different faces of the fonts. If a class has more images than there are
+    faces (twelve), random faces are used a second time with another distortion. The two images of one face then form a
+    pair (pairs.py).
 
     Args:
         images_per_class: 2 to 24.
@@ -58,7 +59,7 @@ def load(
     if not 2 <= images_per_class <= 2 * len(FACES):
         raise UsageError(
             f"expected data.images_per_class between 2 and {2 * len(FACES)} (twice the number of faces), got "
-            f"{images_per_class}; change it"
+            f"{images_per_class}; change data.images_per_class"
         )
     jitter = Jitter(rotation, shear, scale, shift, erase, noise)
     settings = {"jitter": jitter, "seed": seed, "images_per_class": images_per_class, **versions()}
@@ -100,7 +101,10 @@ def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
 
 
 def partners(source: Tensor) -> Tensor:
-    """Return for each row the other row with the same source, or the row itself; a source occurs at most twice."""
+    """Return for each row the other row with the same source, i.e. undistorted image; the row itself if there is none.
+
+    A source occurs in at most two rows.
+    """
     order = source.argsort(stable=True)
     same = source[order][1:] == source[order][:-1]
     partner = torch.arange(len(source))

@@ -39,7 +39,8 @@ class Groups:
     roles: the columns that were read.
 
     With data.weights, x has one more column: the root of (weight of the row / mean weight of the training rows). With
-    data.offset, a Gaussian y has the offset subtracted; for another family x has one more column: offset less its mean.
+    data.offset, the offset is subtracted from a Gaussian y. For another family, x has one more column: the offset minus
+    its mean over the training rows.
     """
 
     names: Sequence[str]
@@ -62,7 +63,11 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
-        """Counts for models: group-specific weights (num_weights); 1 if rows have weights, 1 if they have offsets."""
+        """Counts that constructors of models need, by name.
+
+        num_weights is the number of group-specific weights. row_weights is 1 if rows have weights, and row_offsets is 1
+        if rows have offsets that are not subtracted from the response; otherwise these two are missing.
+        """
         offset = self.roles.offset is not None and self.family != "gaussian"
         beside = {"row_weights": self.weighted, "row_offsets": offset}
         return {"num_weights": self.num_random} | {name: 1 for name, there in beside.items() if there}
@@ -98,7 +103,7 @@ class Groups:
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def with_equal_precision(self, tasks: Tasks) -> Tasks:
-        """Return an equivalent regression without weights, whose rows all have the same noise, for closed forms."""
+        """Return an equivalent regression without weights, as closed forms need. All its rows have the same noise."""
         return with_equal_precision(tasks) if self.weighted else tasks
 
     def estimates(self, diagonal: bool = False) -> MixedEffects | None:
@@ -117,7 +122,7 @@ class Groups:
         return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
-        """Return a fit of `with_equal_precision` data with the log-likelihood of the labels before that conversion."""
+        """Return a fit to data of `with_equal_precision`, with the log-likelihood of the original labels."""
         if not self.weighted:
             return fitted
         return replace(fitted, log_likelihood=fitted.log_likelihood + log_roots(self.whole()))
@@ -129,7 +134,7 @@ class Groups:
 
     @property
     def noise_scale(self) -> float:
-        """Factor that converts the noise sd of the model to that of a row of weight 1, in the units of the file."""
+        """Noise sd of a row of weight 1 in the units of the file, divided by the noise sd of the model."""
         return self.scale * self.scales.weight**0.5
 
     def inputs_and_labels(self, rows: Rows) -> Tensor:
@@ -146,8 +151,8 @@ class Groups:
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
         """Compute the mean squared errors [T] of two baselines on T tasks.
 
-        The baselines predict the mean of the training groups, and the mean of the support set. The result is {} if
-        there are no predictors, since the regression itself then predicts a mean, or if the response is not Gaussian.
+        The baselines predict the mean of the training groups, and the mean of the support set. The result is {} if the
+        response is not Gaussian, or if there are no predictors: the regression itself then predicts a mean.
         """
         if len(self.features) == 1 or self.family != "gaussian":
             return {}
@@ -176,7 +181,10 @@ class Groups:
 
 
 def points_of(rows: Rows, scales: Scales, family: str) -> Tensor:
-    """Return the N rows as points [N, D' + 1]: standardised features, root of weight or offset if any, response."""
+    """Return the N rows as points [N, D' + 1]: D' input columns and the response.
+
+    The inputs are the standardised features and, if rows have them, the root of the weight and the offset.
+    """
     read = rows.without_offset() if family == "gaussian" else rows
     values = scales.standardised(read.values)
     beside = [] if rows.weights is None else [(rows.weights / scales.weight).sqrt()]

@@ -66,14 +66,15 @@ def load(
         train: fraction of the groups for training; 1: every split contains all groups, for partial pooling.
         val: fraction of the groups for validation; 0: validation uses the training groups. The rest is for test.
         seed: seed of the assignment of groups to splits.
-        missing: "refuse" or "drop" rows with missing values; with "drop" a group name such as NA or null is missing.
+        missing: "refuse" or "drop" rows with missing values; with "drop", group names such as NA and null count as
+            missing.
         decimal: decimal separator, "point" or "comma".
         factors: predictors whose numbers are codes of levels, not quantities.
-        family: of the response: "gaussian"; "bernoulli" for 0 and 1; "poisson" for counts. The response of the last
-            two is not standardised.
-        scales: mean and sd of columns by name, in the units of the file; None: those of the training groups.
-        levels: levels of the factors; None: those of the file.
-        formula: "score ~ hours + (hours | school)", in place of group, response, predictors, random and factors.
+        family: family of the response: "gaussian"; "bernoulli" for 0 and 1; "poisson" for counts. Only a Gaussian
+            response is standardised.
+        scales: mean and sd of columns by name, in the units of the file; None: computed from the training groups.
+        levels: levels of the factors; None: read from the file.
+        formula: such as "score ~ hours + (hours | school)", in place of group, response, predictors, random, factors.
         weights: column of weights: the noise variance of a row with weight a is divided by a.
         offset: column that is added to the linear predictor; for counts the logarithm of the exposure.
 
@@ -145,7 +146,10 @@ def _roles(named: Roles, formula: str) -> Roles:
 
 
 def _with_means(scales: Scales, rows: Rows, learned: Tensor, chosen: ChosenColumns, given: Scaling) -> Scales:
-    """Add the mean weight and the mean offset of rows to the scales: given values, else those of the training rows."""
+    """Return the scales with the mean weight and the mean offset of rows.
+
+    Means that are not in `given` are computed from the training rows.
+    """
 
     def mean(name: str | None, column: Tensor | None, otherwise: float) -> float:
         if name is None or column is None:

@@ -26,7 +26,9 @@ def load(
     val: float = 0.16,
     seed: int = 0,
 ) -> Bank:
-    """Return a bank of uint8 images [M, channels, size, size], which are converted once and kept in the cache.
+    """Return a bank (data set) of M images, uint8 [M, channels, size, size].
+
+    The images are converted once and kept in the cache.
 
     Args:
         path: the folder. Files without the suffix of an image, and linked folders within a class, are ignored; a

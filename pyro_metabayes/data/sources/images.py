@@ -50,11 +50,11 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
         background: colour behind transparent pixels.
 
     Raises:
-        One of the exceptions DAMAGED: the content is not an image that can be read.
+        An exception in `untrusted.DAMAGED`: the content is not an image that can be read.
     """
     with _open(source) as image:
         if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"it has too many pixels, {image.width} x {image.height}")
+            raise ValueError(f"the image has too many pixels, {image.width} x {image.height}")
         _refuse_unscaled_transparency(image)
         image.load()
         copy = _opaque(_upright(_eight_bit(image)), background).convert(MODES[channels])
@@ -67,11 +67,11 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
 def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
     """Raise a ValueError for a PNG file with a transparent colour and other than 8 bits per channel.
 
-    Pillow would scale the pixels to 8 bits but not the transparent colour, and so compare them wrongly.
+    Pillow would scale the pixels to 8 bits, but not the transparent colour, which would then match wrong pixels.
     """
     of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
     if image.format == "PNG" and "transparency" in image.info and of_bits:
-        raise ValueError("it has a transparent colour, but not 8 bits per channel; save it with an alpha channel")
+        raise ValueError("a transparent colour, but not 8 bits per channel; save the image with an alpha channel")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -81,7 +81,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     # In these two formats Pillow opens 16-bit images as 32-bit. In others the range of 32-bit values is unknown.
     sixteen = image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if not sixteen:
-        raise ValueError(f"it has the mode {image.mode}, not 8 bits per channel")
+        raise ValueError(f"the image has the mode {image.mode}, not 8 bits per channel")
     values = np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255)
     scaled = Image.fromarray(values.astype(np.uint8))
     scaled.info = dict(image.info)
@@ -108,9 +108,9 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("it is not an image") from None
+        raise ValueError("the file is not an image") from None
     except Image.DecompressionBombError:
-        raise ValueError("it has too many pixels") from None
+        raise ValueError("the image has too many pixels") from None
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: Colour = WHITE) -> Iterator[np.ndarray]:
@@ -125,7 +125,7 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: 
         more = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
         raise UsageError(
             f"expected readable images, got {len(bad)} of {len(paths)} that cannot be read: "
-            f"{', '.join(bad[:MOST_NAMES])}{more}; fix or remove them"
+            f"{', '.join(bad[:MOST_NAMES])}{more}; fix or remove these files"
         )
 
 

@@ -67,7 +67,7 @@ class Jitter:
         return torch.cat(parts)
 
     def _inverse_maps(self, draws: Tensor, size: int) -> Tensor:
-        """Return affine maps [M, 2, 3] from pixel coordinates (-1 to 1) of M results to those of their sources."""
+        """Return affine maps [M, 2, 3] from pixels of M results to pixels of their sources, in coordinates [-1, 1]."""
         angle, shear = torch.deg2rad(self.rotation * draws[:, 0]), self.shear * draws[:, 1]
         cosine, sine = angle.cos(), angle.sin()
         zoom = torch.exp(self.scale * draws[:, 2:4])
@@ -79,7 +79,7 @@ class Jitter:
         return torch.cat((linear, translation), -1)
 
     def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
-        """Return masks of M images that are 1 outside the erased bar and 0 inside [M, 1, size, size]."""
+        """Return masks [M, 1, size, size] of M images, which are 0 inside the erased bar and 1 outside."""
         place = torch.arange(size) - (size - 1) / 2
         angle, offset = torch.pi * draws[:, 6, None, None], size / 4 * draws[:, 7, None, None]
         distance = place * angle.cos() + place.unsqueeze(-1) * angle.sin() - offset

@@ -27,9 +27,9 @@ HINT = "unpack http://storage.googleapis.com/leo-embeddings/embeddings.zip in it
 
 
 def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
-    """Load the features, float32 [M, 640] as published; they are converted once and kept in the cache.
+    """Load the published features of M images, float32 [M, 640]. They are converted once and kept in the cache.
 
-    They are not scaled here; model=leo and backbone=identity scale them to unit length.
+    The features are not scaled here; model=leo and backbone=identity scale them to unit length.
 
     Args:
         benchmark: miniImageNet (64 / 16 / 20 classes of 600 images) or tieredImageNet (351 / 97 / 160 classes).
@@ -38,7 +38,7 @@ def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
     if benchmark not in BENCHMARKS or crop not in CROPS:
         raise UsageError(
             f"expected data.benchmark to be one of {', '.join(BENCHMARKS)} and data.crop one of {', '.join(CROPS)}, "
-            f"got '{benchmark}' and '{crop}'"
+            f"got data.benchmark={benchmark} and data.crop={crop}"
         )
     folder = data_folder("leo_embeddings", HINT) / "embeddings" / benchmark / crop
     parts = {split: _part(folder / f"{split}_embeddings.pkl") for split in SPLITS}
@@ -56,7 +56,7 @@ def _rows(path: Path) -> Rows:
     embeddings, keys = flat_array(content["embeddings"], str(path)), flat_array(content["keys"], str(path)).tolist()
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != np.size(keys):
         raise UsageError(
-            f"expected embeddings [N, D] of floats and a key for each in {path}, got {embeddings.dtype} of shape "
+            f"expected embeddings [N, D] of floats and one key per row in {path}, got {embeddings.dtype} of shape "
             f"{list(embeddings.shape)} and {np.size(keys)} keys; unpack the archive again"
         )
     if bad := int((~np.isfinite(embeddings)).any(1).sum()):

@@ -21,8 +21,8 @@ from pyro_metabayes.exact.conjugate import posterior_of_rows
 class LinearGaussian:
     """Simulator of Bayesian linear regression: w_kd ~ N(loc, scale^2) and y_ik ~ N(w_k . x_i, noise^2).
 
-    The index k is an output, d a feature and i a point. The inputs are x_i ~ N(0, I), or 1 if `constant`. The splits
-    differ only in their random numbers.
+    The index k is an output, d a feature and i a point. The inputs are x_i ~ N(0, I), or x_i = 1 if `constant`. The
+    splits differ only in their random numbers.
 
     Args:
         num_features: number of features D.
@@ -60,7 +60,7 @@ class LinearGaussian:
         return posterior_of_rows(prior, *points, self.noise)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
+        """Return a function that draws a block of tasks, each with task.shot support points and task.query queries."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -22,12 +22,12 @@ def is_hidden(name: str) -> bool:
 
 
 def visible(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder that are not hidden, sorted; a broken link raises a UsageError."""
+    """Return the sorted files and folders in a folder, except hidden ones; a broken link raises a UsageError."""
     paths = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise UsageError(
             f"expected files and folders in {folder}, got {len(broken)} broken links: {broken[0].name} leads to "
-            f"{broken[0].readlink()}, which does not exist; fix or remove them"
+            f"{broken[0].readlink()}, which does not exist; fix or remove the links"
         )
     return paths
 
@@ -50,7 +50,10 @@ def linked_folders(folder: Path) -> list[Path]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """Return the non-blank lines of a text file, read as UTF-16 if it has that byte order mark, else as UTF-8."""
+    """Return the non-blank lines of a text file.
+
+    The file is read as UTF-16 if it begins with a byte order mark of UTF-16, and otherwise as UTF-8.
+    """
     content = file.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")

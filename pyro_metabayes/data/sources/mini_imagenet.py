@@ -39,7 +39,7 @@ def load(size: int = SIDE) -> Bank:
     Image files of other sizes are first resized to 84 x 84 (Lanczos).
 
     Args:
-        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
+        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB, Hu et al. 2020).
     """
     refuse_size(size)
     folder = data_folder("mini_imagenet", HINT)
@@ -65,17 +65,17 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 
 def _of_table(table: Path, size: int) -> Part:
-    """Read a split from a list of Ravi and Larochelle and the image files in this list."""
+    """Read a split from a .csv file of Ravi and Larochelle, and from the image files that it lists."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             lines = list(csv.reader(file))
         except csv.Error as error:
             raise UsageError(
-                f"expected lines of filename,label in {table}, got another format ({error}); copy it again"
+                f"expected lines of filename,label in {table}, got another format ({error}); copy the file again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
         raise UsageError(
-            f"expected lines of filename,label below a header of these words in {table}, got others; copy it again"
+            f"expected the header filename,label and lines of two cells in {table}, got others; copy the file again"
         )
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
@@ -105,7 +105,7 @@ def _of_cache(path: Path, size: int) -> Rows:
         ):
             raise UsageError(
                 f"expected row numbers of image_data, 0 to {len(images) - 1}, for each class of class_dict in {path}, "
-                f"got others for class '{name}'; copy the file again"
+                f"got other values for class '{name}'; copy the file again"
             )
     names = [name for name, rows in rows_of.items() for _ in rows]
     order = [row for rows in rows_of.values() for row in rows.tolist()]

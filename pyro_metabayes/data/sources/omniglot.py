@@ -80,8 +80,8 @@ def _download() -> dict[str, np.ndarray]:
             part = datasets.Omniglot(str(cache_folder()), background=background, download=True)
         except (OSError, RuntimeError) as error:  # no network, or a damaged file
             raise UsageError(
-                f"expected to download Omniglot, got: {error}; try again, or put {FILE} below a folder that "
-                "METABAYES_DATA names"
+                f"expected to download Omniglot, got: {error}; try again, or set METABAYES_DATA to a "
+                f"folder that contains {FILE}"
             ) from error
         drawings = np.stack([255 - np.asarray(part[index][0].convert("L")) for index in range(len(part))])
         labels = np.array([part[index][1] for index in range(len(part))])
@@ -92,12 +92,12 @@ def _download() -> dict[str, np.ndarray]:
 
 
 def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.ndarray:
-    """Sort the images of all characters, called `names`, into the given order of names."""
+    """Return the images of the characters `names`, sorted by the order of names `order`."""
     place = {str(name): index for index, name in enumerate(names)}
     missing = [name for name in order if name not in place]
     if missing:
         raise UsageError(
-            f"expected all {len(order)} characters of Omniglot, got {len(place)} without {missing[0]}; copy or "
+            f"expected all {len(order)} characters of Omniglot, got {len(place)}, without {missing[0]}; copy or "
             "download the data again"
         )
     return images[[place[name] for name in order]]

@@ -55,7 +55,7 @@ class Ordinal:
         return {"num_levels": len(self.cutpoints) + 1}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
+        """Return a function that draws a block of tasks, each with task.shot support points and task.query queries."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -6,7 +6,7 @@ The images are read from METABAYES_DATA/pacs, in the layout of the authors' arch
 *.png). The split files of the authors, DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt, have one line
 "DOMAIN/CLASS/FILE LABEL" per image. They are searched in pacs/, pacs/kfold/ and pacs/splits/. The class of an image is
 read from its folder, since some editions of these files count labels from 0 and others from 1. Without split files
-every tenth image of a class is for validation: as many images as in the split files, but different images.
+every tenth image of a class is for validation. These are as many images as the split files list, but not the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ Files = dict[str, list[Path]]
 
 
 def load(target: str = "sketch", validation: str = "", size: int = 84, train_shift: float = 0.0) -> DomainBank:
-    """Load PACS: uint8 images [M, 3, size, size] of the source domains (train, val) and of the target domain (test).
+    """Load PACS: images of the source domains (train, val) and of the target domain (test), uint8 [M, 3, size, size].
+
+    M is the number of images.
 
     Args:
         target: the domain that is left out of training; all of its images are for the test.

@@ -23,14 +23,19 @@ from pyro_metabayes.training.progress import counted
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs of one split of a data set, sorted by class, with the number of inputs of each class by name."""
+    """Inputs of one split of a data set, sorted by class, and the number of inputs of each class (by class name)."""
 
     class_sizes: Mapping[str, int]
     inputs: Iterable[np.ndarray]  # sum of class_sizes arrays, all of one shape and type
 
     @classmethod
     def of_labels(cls, names: Sequence[str], input_of: Callable[[int], np.ndarray]) -> Rows:
-        """Return the inputs sorted by class name, from the class name of each row and a function from row to input."""
+        """Return the inputs sorted by class name.
+
+        Args:
+            names: the class name of each row.
+            input_of: function from a row number to the input.
+        """
         order = sorted(range(len(names)), key=names.__getitem__)  # stable: keeps the order within a class
         sizes = {name: len(list(rows)) for name, rows in itertools.groupby(order, names.__getitem__)}
         return cls(sizes, map(input_of, order))
@@ -84,12 +89,12 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
     """Check that no split is empty and no class is in several splits, since test classes must be unseen in training."""
     if empty := [split for split in SPLITS if not names[split]]:
-        raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; add some")
+        raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; add data")
     for one, other in itertools.combinations(SPLITS, 2):
         if both := sorted(set(names[one]) & set(names[other])):
             raise UsageError(
                 f"expected each class in one split of {source}, got '{both[0]}' in {one} and {other} ({len(both)} such "
-                "classes); few-shot splits divide the classes, not the images of a class"
+                "classes); keep each class in one split, since test classes must be unseen in training"
             )
 
 

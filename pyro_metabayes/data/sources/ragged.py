@@ -28,7 +28,7 @@ class Ragged:
 
     @classmethod
     def of(cls, place: Tensor, points: Tensor) -> Ragged:
-        """Sort M points, in any order, by the index `place` [M] of their sets; the order within a set is kept."""
+        """Sort M points by their sets; `place` [M] is the set of each point. The order within a set is kept."""
         return cls(points[place.argsort(stable=True)], torch.bincount(place))
 
     def rows(self, sets: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class RaggedTasks:
     def _at(self, starts: Tensor, place: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x, y and mask of N points in each of T tasks, at the positions `place` [T, N] of their sets.
 
-        Positions from `end` on give zeros, which are masked.
+        Positions >= `end` [T, 1], where the set has no points, give zeros and are masked.
         """
         inside = place < end
         row = self.rows[(starts + place).clamp(max=len(self.rows) - 1)]

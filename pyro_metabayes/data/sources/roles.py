@@ -54,18 +54,18 @@ def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
     """Raise a UsageError for an interaction without its lower-order terms, or a term that names a column twice.
 
     The interaction a:b requires the terms a and b. R accepts a:b without a main effect, and then codes all levels of
-    the factor. Here the first level is always the reference, so this is not supported.
+    the factor. Here the first level is always the reference, so a:b without a main effect is not supported.
     """
     for term in terms:
         if len({*term}) < len(term):
             raise UsageError(
                 f"expected different columns in '{PRODUCT.join(term)}', got one twice; "
-                "to use a power, add it to the file as a column"
+                "write powers of a column into another column of the file"
             )
         margins = [tuple(name for name in term if name != left_out) for left_out in term] if len(term) > 1 else []
         there = {frozenset(other) for other in terms}
         if missing := [PRODUCT.join(margin) for margin in margins if frozenset(margin) not in there]:
             raise UsageError(
                 f"expected '{missing[0]}' among the predictors beside the interaction '{PRODUCT.join(term)}', got "
-                f"{', '.join(PRODUCT.join(other) for other in terms)}; add it"
+                f"{', '.join(PRODUCT.join(other) for other in terms)}; add '{missing[0]}'"
             )

@@ -24,8 +24,9 @@ def check_weights(weights: Tensor, name: str, file: Path) -> None:
     if least <= 0:
         row = int(weights.argmin())
         raise UsageError(
-            f"expected weights > 0 in column '{name}' of {file}, got {least:g} in complete row {row + 1}; a weight is "
-            "the precision of a row, such as the number of measurements in its mean; drop the row, or fix it"
+            f"expected weights > 0 in column '{name}' of {file}, got {least:g} in row {row + 1} (without rows that "
+            "have missing values); a weight is the precision of a row, such as the number of measurements in its mean; "
+            "drop the row, or fix its weight"
         )
     if most > SPREAD * least:
         raise UsageError(
@@ -53,7 +54,8 @@ def with_equal_precision(tasks: Tasks) -> Tasks:
     A row with features x, label y and weight r^2 becomes the row with features r x and label r y.
 
     Args:
-        tasks: T tasks with N rows each: inputs [T, N, D + 1], the features x and r, and labels [T, N, Y].
+        tasks: T tasks with N rows each. The inputs [T, N, D + 1] are the D features x and then r; the labels [T, N, Y]
+            are Y numbers per row.
     """
 
     def scaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +69,9 @@ def with_equal_precision(tasks: Tasks) -> Tasks:
 
 
 def log_roots(tasks: Episodes) -> float:
-    """Return log p(y) - log p(r y) of all query labels in nats: the sum of log r, with r the root of a row's weight."""
+    """Return the sum of log r over all query rows in nats, where r is the root of the weight of a row.
+
+    This sum is log p(y) - log p(r y), where y are the labels and r y the labels of `with_equal_precision`.
+    """
     root = torch.where(tasks.query_mask, tasks.query_x[..., -1], 1.0)
     return root.double().log().sum().item()

@@ -27,7 +27,7 @@ class Scales:
         columns: [D + 1], names; the intercept has mean 0 and sd 1.
         mean: [D + 1], in the units of the file.
         sd: [D + 1], in the units of the file.
-        offset: mean offset of the rows, if the response is not Gaussian; the intercept then includes it.
+        offset: mean offset of the rows if the response is not Gaussian, else 0; w_0 includes this mean.
         weight: mean weight of the rows.
     """
 
@@ -45,7 +45,10 @@ class Scales:
         return matrix
 
     def in_units(self, w: Tensor) -> Tensor:
-        """Convert weights w [..., D] of standardised columns to the units of the file; intercept: response at x = 0."""
+        """Convert weights w [..., D] of D standardised features to the units of the file.
+
+        The intercept becomes the response at x = 0.
+        """
         at_zero = torch.zeros_like(self.mean[:-1])
         at_zero[self._intercept] = self.mean[-1] - self.offset
         return w.double() @ self.to_units.mT + at_zero
@@ -55,7 +58,7 @@ class Scales:
 
         Args:
             effects: [..., R], the R group-specific weights, which are the first of the D weights.
-            shared: [..., D - R], the weights that all groups share; the intercept at x = 0 depends on them too.
+            shared: [..., D - R], the weights that all groups share. They change the intercept at x = 0.
         """
         shared = shared.expand(*effects.shape[:-1], -1)
         return self.in_units(torch.cat((effects, shared.to(effects)), -1))[..., : effects.shape[-1]]
@@ -67,7 +70,7 @@ class Scales:
         return matrix @ covariance.double() @ matrix.mT
 
     def standardised(self, values: Tensor) -> Tensor:
-        """Standardise the columns [N, D + 1] of N rows of the file, in which the intercept is 1."""
+        """Standardise N rows of the file [N, D + 1]: D features, with 1 as the intercept, and the response."""
         return (values - self.mean) / self.sd
 
     def with_response_of(self, family: str) -> Scales:
@@ -89,7 +92,10 @@ class Scales:
 
 
 def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moments]) -> Scales:
-    """Compute the scales of columns [N, D + 1] from their means and sds; values in `given`, by column, replace them."""
+    """Compute the means and standard deviations of columns [N, D + 1] of N rows.
+
+    Means and sds in `given`, by name of the column, replace the computed ones.
+    """
     exponent = torch.frexp(values.abs().amax(0))[1].double().clamp(-1000, 1000)
     units = values.ldexp(-exponent)  # exact; prevents overflow and underflow of squares
     mean, sd = units.mean(0).ldexp(exponent), units.std(0, correction=0).ldexp(exponent)
@@ -102,7 +108,7 @@ def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moment
 
 
 def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
-    """Check that `given` has mean and sd, or one of them, of some of these columns; else raise a UsageError."""
+    """Check that `given` has the mean, the sd or both of some of these columns; else raise a UsageError."""
     there = [name for name in columns if name != INTERCEPT]
     for name, moments in given.items():
         numbers = isinstance(moments, Mapping) and all(
@@ -110,6 +116,6 @@ def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
         )
         if name not in there or not numbers or not {*moments} <= {"mean", "sd"} or moments.get("sd", 1.0) <= 0:
             raise UsageError(
-                f"expected data.scales to have mean and sd > 0 of columns among {', '.join(there)}, got {name}: "
+                f"expected data.scales to have mean and sd > 0 of some of the columns {', '.join(there)}, got {name}: "
                 f"{moments}; remove data.scales, or start a new run"
             )

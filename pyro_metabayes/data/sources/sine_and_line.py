@@ -1,4 +1,4 @@
-"""Regression tasks that are sines or straight lines; few points do not show which of the two a task is."""
+"""Regression tasks that are sines or straight lines. From a few points, one cannot tell which of the two a task is."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class SineAndLine:
 
     Args:
         noise: standard deviation of the noise.
-        fewest: 0: every task has task.shot support points. Above 0: their number is drawn uniformly from `fewest` to
-            task.shot; the other points are masked.
+        fewest: 0: every task has task.shot support points. A positive value: the number of support points is drawn
+            uniformly from `fewest` to task.shot; the other points are masked.
     """
 
     noise: float = 0.3
@@ -58,8 +58,8 @@ class SineAndLine:
     def functions(self, generator: Generator) -> Functions:
         """Draw the true functions of a block of tasks.
 
-        They are not stored in the tasks, where a guide could read them. A block draws its functions first, so that
-        functions(generator_of(seed, split, b)) returns the functions of block b.
+        The functions are not stored in the tasks, where a guide could read them. A block draws its functions first, so
+        that functions(generator_of(seed, split, b)) returns the functions of block b.
         """
 
         def uniform(low: float, high: float) -> Tensor:
@@ -69,7 +69,7 @@ class SineAndLine:
         return Functions(family, uniform(0.1, 5), uniform(0, math.pi), uniform(-3, 3), uniform(-3, 3))
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
+        """Return a function that draws a block of tasks, each with task.shot support points and task.query queries."""
         check_regression(split, shape)
         if self.fewest > shape.shot:
             raise UsageError(

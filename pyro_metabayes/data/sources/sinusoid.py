@@ -36,7 +36,7 @@ class Sinusoid:
             raise UsageError(f"expected a finite data.noise >= 0, got {self.noise}; change data.noise")
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
+        """Return a function that draws a block of tasks, each with task.shot support points and task.query queries."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

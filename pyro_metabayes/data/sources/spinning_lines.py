@@ -54,7 +54,7 @@ class SpinningLines:
         return Normal(mean.view(-1, 1, 1) + self.slope_loc, self.slope_scale).to_event(2)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator: task.query points each, no support set."""
+        """Return a function that draws a block of tasks, each with task.query queries and no support set."""
         check_regression(split, shape)
         if shape.shot:
             raise UsageError(f"expected task.shot=0 for tasks without labels, got {shape.shot}; set task.shot=0")

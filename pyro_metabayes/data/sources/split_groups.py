@@ -22,7 +22,7 @@ def splits_of(num_groups: int, train: float, val: float, seed: int) -> dict[str,
     if not (train > 0 and val >= 0 and train + val <= 1):
         raise UsageError(
             f"expected fractions data.train > 0, data.val >= 0 and data.train + data.val <= 1, got data.train={train} "
-            f"and data.val={val}; change them"
+            f"and data.val={val}; change data.train or data.val"
         )
     order = torch.randperm(num_groups, generator=Generator().manual_seed(seed))
     first, second = math.floor(train * num_groups + 0.5), math.floor((train + val) * num_groups + 0.5)

@@ -59,7 +59,7 @@ class Columns:
 
 
 def read_columns(header: Header, keys: str | None, columns: Sequence[str], reading: Reading) -> Columns:
-    """Read the column `keys` of a CSV file as text (None: all rows have the same key), and `columns` as numbers.
+    """Read `columns` of a CSV file as numbers, and the column `keys` as text; keys=None: all rows have the same key.
 
     Raises:
         UsageError: a key or a number is missing, a level is unknown, a row has another number of cells than the header,
@@ -114,7 +114,7 @@ def _value(
 
 
 def _rows(header: Header, columns: Sequence[str | None]) -> Iterator[tuple[int, Cells]]:
-    """Yield the line number of each row and its cells in the given columns; "-" for a column that is None."""
+    """Yield the line number and the cells of each row, in the given columns. A column None gives the cell "-"."""
     with utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True, delimiter=header.separator)
         next(lines, None)

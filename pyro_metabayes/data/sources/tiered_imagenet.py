@@ -35,7 +35,7 @@ def load(size: int = SIDE) -> Bank:
     """Load tiered-ImageNet: uint8 images [779165, 3, size, size], converted once and cached (16.5 GB, also in memory).
 
     Args:
-        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
+        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB, Hu et al. 2020).
     """
     refuse_size(size)
     folder = data_folder("tiered_imagenet", HINT)
@@ -70,12 +70,13 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
         image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
     except DAMAGED as error:
         raise UsageError(
-            f"expected PNG files in {source}, got another object as item {row} ({reason_of(error)}); copy it again"
+            f"expected PNG files in {source}, got another object as item {row} ({reason_of(error)}); copy the "
+            "file again"
         ) from None
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
-            f"expected only images of {SIDE} x {SIDE} pixels in {source}, got item {row} of {image.shape[2]} x "
-            f"{image.shape[1]}; download the file again"
+            f"expected only images of {SIDE} x {SIDE} pixels in {source}, got {image.shape[2]} x "
+            f"{image.shape[1]} pixels in item {row}; download the file again"
         )
     return image
 
@@ -85,7 +86,7 @@ def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
         content = read_npz(images)["images"][..., ::-1]
     except DAMAGED as error:
         reason = reason_of(error)
-        raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it again") from None
+        raise UsageError(f"expected an array 'images' in {images}, got {reason}; download the file again") from None
     array = validate_images(content, str(images))
     return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
 

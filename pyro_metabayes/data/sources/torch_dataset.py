@@ -38,10 +38,11 @@ class DatasetRows:
     Args:
         dataset: items (input, label); all inputs are tensors or arrays of the same shape.
         order: [M], the index of the item in each row.
-        labels: the label of every item, with which the label of a read item is compared.
+        labels: the expected label of every item; when an item is read, its label is compared with the expected label.
 
     Raises:
-        UsageError: inputs are not tensors of real numbers, or differ in shape; or an item has another label.
+        UsageError: inputs are not tensors of real numbers, or differ in shape; or an item does not have the expected
+            label.
     """
 
     device = torch.device("cpu")
@@ -69,7 +70,7 @@ class DatasetRows:
         return DatasetRows(self.dataset, self.order[order], self.labels)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Read the inputs, of shape *X, of the n rows with the given numbers, as a tensor [n, *X]; `dim` must be 0."""
+        """Read n inputs, of shape *X each, by their row numbers, as a tensor [n, *X]; `dim` must be 0."""
         assert dim == 0
         return self._read(self.order[rows.numpy()])
 
@@ -89,8 +90,8 @@ class DatasetRows:
         for item, value in zip(items.tolist(), inputs, strict=True):
             if value.shape != inputs[0].shape:
                 raise UsageError(
-                    f"expected inputs of one shape, got {list(inputs[0].shape)} and, in item {item}, "
-                    f"{list(value.shape)}; add a transform that resizes them"
+                    f"expected inputs of one shape, got {list(inputs[0].shape)} in item {items[0]} and "
+                    f"{list(value.shape)} in item {item}; add a transform that resizes the inputs"
                 )
         return torch.stack(inputs)
 
@@ -122,7 +123,9 @@ def _seed_of(items: np.ndarray) -> int:
 
 
 def labels_of(dataset: LabelledItems) -> np.ndarray:
-    """Return the label of every item [M], integer or text: from `targets` or `labels` of the dataset, else by reading.
+    """Return the label, integer or text, of each of the M items: an array [M].
+
+    Labels are those in the attribute `targets` or `labels` of the dataset. Without them all items are read.
 
     Raises:
         UsageError: the dataset is not map-style, or it is empty; a label is neither integer nor text; or `targets` or
