@@ -473,7 +473,7 @@ def test_the_models_run_and_are_checked(data: str, settings: tuple[str, ...], of
     ran("predictive", "run=run", "tasks=4", "samples=3")
     assert Path("run/calibration/calibration.png").exists() and Path("run/predictive/predictive.png").exists()
     if of_classes:
-        assert "expected a likelihood of numbers, got one of classes" in call("predictive_band", "run").error
+        assert "expected a likelihood of numeric labels, got class labels" in call("predictive_band", "run").error
 
 
 @pytest.mark.usefixtures("empty_folder")

@@ -220,7 +220,7 @@ def test_cached_weights_of_torchvision_are_read() -> None:
 def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("https_proxy", "http_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    with downloads.allowed(), pytest.raises(UsageError, match=r"expected to download https.*, got: .*; put it at "):
+    with downloads.allowed(), pytest.raises(UsageError, match=r"expected to download .*, got: .*; save the file as "):
         backbone_of("torchvision")
 
 
@@ -335,10 +335,10 @@ def test_identical_images_are_named() -> None:
         ),
         (("pictures", "out=it.npz"), "expected backbone=timm or backbone=torchvision, got backbone=conv4"),
         (("out=it.npz", *RANDOM_TIMM), "expected the folder of images first, got 'out=it.npz'; write .*FOLDER out="),
-        (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'.*; fix the folder"),
+        (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'.*; fix the path"),
         (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, got only files; sort"),
         (("empty", "out=it.npz", *RANDOM_TIMM), "classes in empty, got an empty folder; add images into "),
-        (("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=-3"), "expected backbone.size >= 0, got -3; 0 is "),
+        (("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=-3"), "expected backbone.size >= 0, got -3; 0 "),
         (("pictures", "out=old.npz", *RANDOM_TIMM), "expected a new file for out, got old.npz, which exists"),
         (
             ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=50"),

@@ -96,4 +96,4 @@ def test_evaluate_has_both_and_compare_has_them_as_rows(features: Path) -> None:
     assert scaled_["temperature"] > 0 and together["learners"] == 2
     assert "eval.temperature=True" in ran("compare", "proto0").out
     error = call("run", *on_features(features), "eval.ensemble=[proto1]", "hydra.run.dir=again").error
-    assert error.startswith("expected eval.ensemble in an evaluation of a finished run")
+    assert error.startswith("expected eval.ensemble only in experiments.evaluate")

@@ -553,7 +553,7 @@ def test_what_went_first_is_named(what: str, said: str, tmp_path: Path) -> None:
     settings = replace(SHORT, log_every=12, validate_every=4, schedule="constant")
     training = training_of(tmp_path, Pair("savi", "conditional"), settings)
     spoil(training, what, 6)
-    with pytest.raises(UsageError, match=rf"non-finite at step 6: {said}; .*checkpoint: of step 4 in {tmp_path}\)"):
+    with pytest.raises(UsageError, match=rf"value at step 6: {said}; .*checkpoint: of step 4 in {tmp_path}\)"):
         training.run()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
 
