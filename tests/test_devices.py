@@ -244,7 +244,7 @@ def test_shares_are_the_tasks_of_a_step_in_their_order(of: int) -> None:
 
 
 def test_uneven_shares_are_refused() -> None:
-    with pytest.raises(UsageError, match="a multiple of the number of processes, 4, got 6"):
+    with pytest.raises(UsageError, match="a multiple of the number of processes, got 6 tasks and 4 processes"):
         TaskShard(0, 4, TASKS)
 
 

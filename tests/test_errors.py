@@ -100,7 +100,7 @@ WRONG_VALUE = {
     "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
     "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
     "trainer.devices=0": "expected trainer.devices >= 1, got 0",
-    "trainer.devices=3": "train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, 3",
+    "trainer.devices=3": "got 16 tasks and 3 processes; change train.tasks_per_step",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "expected a split among train, val, test, got 'exam'",

@@ -90,7 +90,7 @@ def test_splits_may_be_listed_or_a_column() -> None:
     of_class = {name: split for split, given in listed.items() for name in given} | {names[29]: "test"}
     column = Bank.from_dataframe(frame().assign(split=[of_class[name] for name in frame()["label"]]), "classes")
     assert [len(column.splits[split]) for split in SPLITS] == [10, 5, 15]
-    with pytest.raises(UsageError, match="expected labels of the dataset in train, got 'x'"):
+    with pytest.raises(UsageError, match="expected labels of the dataset in split train, got 'x'"):
         Bank.from_dataframe(frame(), {"train": ["x"]})
 
 

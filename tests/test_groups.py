@@ -221,7 +221,7 @@ def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> N
         ([line for line in lines_of_groups(0, 6) if line.split(",")[1][-1] in "05"], ""),
         (["h0,3,5", "h1,3,6"], ""),  # a constant can be read in given scales
         (["h0,3000,5", "h1,4000,6"], "column 'a' has mean 3500, but the run was trained on mean 14.5 and sd 8.6"),
-        (["h0,3,1e6", "h1,4,2e6"], "column 'y' has mean 1.5e+06 where"),
+        (["h0,3,1e6", "h1,4,2e6"], "column 'y' has mean 1.5e+06, but"),
     ],
     ids=["the same file", "a part", "a constant", "other units of a", "other units of y"],
 )
@@ -262,7 +262,7 @@ def test_a_run_of_an_earlier_version_reads_its_file_as_it_did(
     results = results_of(run_on_a_file / "evaluations/task.shot=1")
     assert results["config"]["estimated"]["scales"]["a"]["mean"] == mean
     message = call("evaluate", str(run_on_a_file), "data.path=both.csv").error
-    assert "expected a run that records the scales of its columns to read data.path=both.csv" in message
+    assert "expected a run with recorded scales of its columns to read data.path=both.csv" in message
 
 
 @pytest.mark.parametrize("centre", ["true", "false"])

@@ -70,3 +70,11 @@ def test_a_column_that_a_table_lacks_is_named(folder: Path) -> None:
     tables.take("runs", folder / "runs", folder / "table.csv")
     with pytest.raises(SystemExit, match="no column 'ECE'; it has: guide, accuracy %, NLL"):
         tables.written(PAGE.replace("guide, acc", "ECE, acc"))
+
+
+def test_a_column_without_a_name_gets_one(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    (folder / "table.csv").write_text(",NLL\nmc,0.483\n")
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    page = tables.written("<!-- table runs: as guide, NLL as nats -->\n<!-- end -->\n")
+    assert "| guide | nats |\n| --- | --- |\n| mc | 0.483 |" in page

@@ -364,7 +364,7 @@ def test_the_logged_kl_is_that_of_its_error(name: str) -> None:
 @pytest.fixture
 def independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """A normal distribution is drawn as any other, so that draws of both can be compared."""
-    monkeypatch.setattr(draws, "_draws_outputs", lambda model: False)
+    monkeypatch.setattr(draws, "_own", lambda model, capability: False)
 
 
 @pytest.mark.usefixtures("independent_draws")

@@ -144,7 +144,7 @@ WRONG = {
     "run support=named.npz query=query.npy": "expected one array 'features' or 'images' in named.npz, got labels, x",
     "run support=words.npz query=query.npy": "expected numbers [rows, features] in words.npz, got <U1",
     "run support=support.npz query=nan.npy": "expected finite features in nan.npy, got NaN or infinity",
-    "run support=support.npz query=zero.npy": "expected rows that can be scaled to unit length in zero.npy, got 6 of 6",
+    "run support=support.npz query=zero.npy": "scaled to unit length in zero.npy, got 6 of 6",
     "run support=support.npz query=none.npy": "expected at least one row in none.npy, got features of shape [0, 16]",
     "run support=support.npz query=objects.npy": "expected arrays of numbers in objects.npy, got an unreadable file",
     "run support=damaged.npz query=query.npy": "expected arrays of numbers in damaged.npz, got an unreadable file",

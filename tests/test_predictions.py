@@ -337,7 +337,9 @@ def test_a_family_without_a_support_is_refused(registry: None) -> None:
 
     register(Unsupported)(CountsByCdf)
     likelihood = Unsupported(torch.full((1, 2, 3, 1), 0.5), validate_args=False)
-    with pytest.raises(UsageError, match=r"attribute support, got Unsupported without it; define Unsupported.support"):
+    with pytest.raises(
+        UsageError, match=r"attribute support, got Unsupported without support; define Unsupported.support"
+    ):
         _ = predictions_of(likelihood.to_event(1), torch.ones(2, 3, 1), all_true(2, 3)).pit_bounds
 
 

@@ -171,6 +171,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     others = {*OF_NUMBERS, "sinusoid", "ordinal", "mixture"}
     assert set(names("data")) == of_classes | converted | of_domains | of_groups | others
     of_collapse = {"classification", "cold_posterior", "features", "gaussian_mean", "information", "spinning_lines"}
+    of_collapse |= {"demonstration"}
     assert set(names("study")) == of_collapse | {
         "radon",
         "radon_floor",

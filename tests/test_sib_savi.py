@@ -134,7 +134,7 @@ def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     with pytest.raises(UsageError, match="take prior=guided"):
         Pair("sib_savi", "gaussian").learner()
     learner = Pair("sib", "guided").learner()
-    with pytest.raises(UsageError, match="take guide=sib_savi"):
+    with pytest.raises(UsageError, match="set guide=sib_savi"):
         learner(random_tasks())
     pair = Pair("sib_savi", "guided", model="linear_regression", settings={**STEPS, "initialisation": "global"})
     with pytest.raises(UsageError, match=r"set guide\.by_entropy=false"):

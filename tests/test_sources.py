@@ -489,7 +489,7 @@ def test_a_corrupt_archive_of_images_is_named(folder: Path, cache: Path) -> None
     write_tiered(folder / "tiered_imagenet", packed=False)
     path = folder / "tiered_imagenet/val_images.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    assert re.search("an array 'images' in .*val_images.npz, got .*; copy", line_of(tiered_imagenet.load, cache))
+    assert re.search("an array 'images' in .*val_images.npz, got .*; download", line_of(tiered_imagenet.load, cache))
 
 
 def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
@@ -500,7 +500,7 @@ def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
     assert "found no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); add these" in line
     for content in ("", "name,class\n", "filename,label\na,b,c\n", "\0\udcff"):
         table.write_bytes(content.encode(errors="surrogateescape"))
-        assert "expected lines of filename,label" in line_of(mini_imagenet.load, cache)
+        assert "expected the header filename,label" in line_of(mini_imagenet.load, cache)
     table.write_text(whole)
     (folder / "mini_imagenet/images/n1000000000.jpg").write_bytes(b"none")
     assert "got 1 of 6 that cannot be read: " in line_of(mini_imagenet.load, cache)

@@ -140,7 +140,9 @@ def test_points_are_no_decimals_beside_decimal_commas(tmp_path: Path) -> None:
 
 
 def test_gaps_are_counted_before_they_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"missing values in 2 of 8 rows .*: 'NA' in column 'y' on line 8; .*=drop"):
+    with pytest.raises(
+        UsageError, match=r"missing values in 2 of 8 rows .*the first is 'NA' in column 'y' on line 8.*=drop"
+    ):
         loaded(table() + "C,1,NA\nC,,\n", tmp_path)
     with pytest.raises(UsageError, match="expected rows below the header"):
         loaded("who,x,y\nA,,1\nB,,2\n", tmp_path, missing="drop")

@@ -32,7 +32,10 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
     {
         "calibration": ("sbc_tasks", "number of tasks for simulation-based calibration; 0 omits it (default: 512)"),
         "gold": ("RUN_DIR", "folder of a finished run, or folders of several runs"),
-        "predictive": ("samples", "number of draws of w per task (default: 100)"),
+        "predictive": (
+            "samples",
+            "number of draws of w per task; labels of the second half are the replicates (default: 200)",
+        ),
         "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
         "collapse": ("workers", "number of runs in parallel, each on one thread (default: 2)"),
         "prepare": ("data=", "cifar_fs, digit_domains"),

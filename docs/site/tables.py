@@ -67,10 +67,16 @@ def _measured(name: str) -> str:
 def _table(name: str, columns: str) -> str:
     with (TABLES / f"{name}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    pairs = [column.strip().rpartition(" as ")[::2] for column in columns.split(",")]
-    if missing := [column or title for column, title in pairs if (column or title) not in rows[0]]:
-        sys.exit(f"error: docs/tables/{name}.csv has no column '{missing[0]}'; it has: {', '.join(rows[0])}")
-    return markdown_table([{title: row[column or title] or "-" for column, title in pairs} for row in rows])
+    titles = dict(_renamed(column) for column in columns.split(","))
+    if missing := titles.keys() - rows[0].keys():
+        sys.exit(f"error: docs/tables/{name}.csv has no column '{missing.pop()}'; it has: {', '.join(rows[0])}")
+    return markdown_table([{title: row[column] or "-" for column, title in titles.items()} for row in rows])
+
+
+def _renamed(column: str) -> tuple[str, str]:
+    """The name of a column in the file and on the page; "as guide" renames the column without a name."""
+    name, renamed, title = f" {column.strip()}".rpartition(" as ")
+    return (name.strip(), title) if renamed else (title.strip(), title.strip())
 
 
 def main(arguments: Sequence[str]) -> None:

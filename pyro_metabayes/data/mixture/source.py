@@ -23,7 +23,12 @@ WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
 
 
 def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
-    """Return the mixture of the simulator and all data sets of `training_banks`; for the arguments see `Mixture`."""
+    """Return the source of training tasks that mixes features of real inputs with simulated features.
+
+    Args:
+        bank_share: share of the training steps with features of real inputs; the other steps are simulated.
+        least_skill: least skill of the nearest class mean, 0 to 0.9; training tasks with less are drawn again.
+    """
     check_settings(bank_share, least_skill)
     return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
 
@@ -45,14 +50,11 @@ class Mixture:
     Args:
         banks: feature data sets of real inputs; may be empty.
         bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from these data sets; others are simulated.
-        least_skill: blocks of training tasks with a smaller skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
-            classes, where a is the accuracy of the nearest class mean. A large value trains the learner on separable
-            classes, like those of embeddings in use. An inductive learner needs this prior knowledge, since a few
-            support points do not show whether classes are separable.
+        least_skill: blocks of training tasks with less skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
+            classes and the accuracy a of the nearest class mean. A large value teaches separable classes as prior.
 
     Raises:
-        UsageError: bank_share is not between 0 and 1, bank_share is positive although there are no banks, or
-            least_skill is not between 0 and 0.9.
+        UsageError: a setting is out of range, or bank_share is positive although there are no banks.
     """
 
     num_targets = 0
