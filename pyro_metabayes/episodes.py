@@ -185,6 +185,12 @@ def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Te
 
 
 def class_means(observed: Observed) -> Tensor:
-    """Return the mean feature vector of the support points of each class [T, C, D]; 0 for a class without points."""
+    """Return the mean feature vector of the support points of each class [T, C, D]; 0 for a class without points.
+
+    Raises:
+        UsageError: the labels are numbers.
+    """
+    if observed.support_y.is_floating_point():
+        raise UsageError("expected class labels for class means, got numeric labels; use data with classes")
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     return sums / counts.clamp(min=1)

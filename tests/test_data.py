@@ -28,6 +28,7 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes, class_means
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
+from tests.pairs import random_tasks
 from tests.processes import Forks
 
 FAILURE_RATE = 1e-6  # of each statistical test, over seeds; the seeds are fixed
@@ -608,3 +609,10 @@ def test_torchvision_can_be_imported(forks: Forks) -> None:
         "assert torchvision() is torchvision() and hasattr(torchvision().datasets, 'Omniglot')"
     )
     assert forks.output_of(code) == ""
+
+
+def test_class_means_of_numbers_are_refused() -> None:
+    observed = random_tasks().observed()
+    numbers = replace(observed, support_y=torch.zeros(*observed.support_y.shape, 1))
+    with pytest.raises(UsageError, match="expected class labels for class means, got numeric labels; "):
+        class_means(numbers)
