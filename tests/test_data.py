@@ -613,6 +613,6 @@ def test_torchvision_can_be_imported(forks: Forks) -> None:
 
 def test_class_means_of_numbers_are_refused() -> None:
     observed = random_tasks().observed()
-    numbers = replace(observed, support_y=torch.zeros(*observed.support_y.shape, 1))
+    numbers = replace(observed, support_y=torch.zeros(*observed.support_y.shape, 1), num_classes=0)
     with pytest.raises(UsageError, match="expected class labels for class means, got numeric labels; "):
         class_means(numbers)
