@@ -88,6 +88,13 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     assert "note: 1 groups have the same names as groups in the data of the run, such as 'school1'" in out
 
 
+def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:
+    Path("new.csv").write_text("hours,kind,score\n104e3,other,90\n105e3,other,\n")
+    note = "note: column 'hours' has mean 104500, but the run was trained on mean "
+    out = ran("predict", "run", "new.csv").out
+    assert note in out and "column 'score'" not in out and "column 'kind" not in out
+
+
 BAD_FILES = {
     "hours,kind,score\n104,other,3\n": "expected rows with a blank 'score' in new.csv, got none",
     "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",

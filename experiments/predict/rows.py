@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chosen_columns
+from pyro_metabayes.data.sources.column_checks import notes_of_units
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles
@@ -40,7 +41,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     asked = read.values[:, -1].isnan()
     if not asked.any():
         raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
-    for note in read.notes:
+    for note in (*read.notes, *notes_of_units(read.values, groups.scales, groups.scales.columns)):
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
     points, errors = groups.inputs_and_labels(read), errors_of_run(groups, setup.learner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -169,17 +169,18 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
     return []
 
 
-def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
-    """Return a note for each column whose mean is far from its mean in the training data.
+def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str]) -> list[str]:
+    """Return a note for each of the columns whose mean is far from its mean in the training data.
 
-    This points to different units. Only columns whose training mean and sd are in `given` are compared.
+    This points to different units. Missing values (NaN) are left out of the mean.
     """
-    far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
+    means = values.nanmean(0)
+    far = ((means - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
         f"column '{name}' has mean {mean:g}, but the run was trained on mean {of_run:g} and sd {sd:g}; check that the "
         "units are the same"
         for name, is_far, mean, of_run, sd in zip(
-            scales.columns, far.tolist(), values.mean(0).tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
+            scales.columns, far.tolist(), means.tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
         )
-        if is_far and "sd" in given.get(name, {})
+        if is_far and name in columns
     ]

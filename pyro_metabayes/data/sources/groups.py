@@ -122,7 +122,7 @@ def _scales(
     if offset is not None and read.offset is not None:
         check_offset(read.offset, offset, file)
     if given:
-        return standard, notes_of_units(values, standard, given)
+        return standard, notes_of_units(values, standard, [name for name, moments in given.items() if "sd" in moments])
     return standard, notes_of_training(values[learned], standard, file, family)
 
 
