@@ -74,7 +74,7 @@ def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> 
     """Read the results of each row: first the evaluation after training, then the evaluations with changed settings."""
     entries = []
     for row in rows:
-        folders = [row.folder(folder, seed) for seed in range(row.seeds)]
+        folders = row.folders(folder)
         entries.append(ScoredRow(row, "", [read_run(run) for run in folders]))
         if row.part in study["evaluations"].get("parts", ()):
             for changes in map(str, study["evaluations"]["settings"]):

@@ -44,7 +44,7 @@ def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accurac
     """Read the accuracy of each task in per cent, as {method: {target domain: [seeds, tasks]}}, from finished runs."""
     by_method: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
-        scores = [np.load(row.folder(folder, seed) / "tasks.npz")["accuracy"] for seed in range(row.seeds)]
+        scores = [np.load(run / "tasks.npz")["accuracy"] for run in row.folders(folder)]
         by_method.setdefault(row.label, {})[row.part] = 100 * np.stack(scores)
     return dict(by_method)
 

@@ -46,8 +46,7 @@ def by_steps(row: Row, folder: Path) -> list[list[Results]]:
     Each group holds one results.json per seed.
     """
     results_by_steps: dict[int, list[Results]] = {}
-    for seed in range(row.seeds):
-        run = row.folder(folder, seed)
+    for run in row.folders(folder):
         for results in [read(run), *map(read, sorted(run.glob("evaluations/*")))]:
             results_by_steps.setdefault(steps_of(results), []).append(results)
     return [results_by_steps[steps] for steps in sorted(results_by_steps)]

@@ -130,8 +130,7 @@ def with_section(path: Path, name: str, section: str) -> str:
 
 def finished_runs(row: Row, folder: Path) -> list[Run]:
     """Return the finished runs of a row, one per seed, with the scores of each task."""
-    folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    return [read_run(run) for run in folders if (run / "results.json").exists()]
+    return [read_run(run) for run in row.folders(folder) if (run / "results.json").exists()]
 
 
 def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
@@ -144,14 +143,15 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
     Inductive and transductive accuracies have columns of their own. Cells of missing runs are dashes.
     """
     published = part.get("published", {}).get(row.label, {})
-    results = [run.results for run in finished_runs(row, folder)]
-    own = _accuracy(row, folder) if results else "-"
+    runs = finished_runs(row, folder)
+    results = [run.results for run in runs]
+    own = _accuracy(runs) if runs else "-"
     kind = KINDS[bool(results and results[0]["transductive"])]
     line = {"method": row.label, "setting": part["setting"]}
     for name in KINDS.values():
         line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": own if name == kind else "-"}
-    line["ours, over runs"] = _over_runs(row, folder) if results else "-"
-    return line | (_score_cells(results) if results else _empty_cells(part))
+    line["ours, over runs"] = _over_runs(runs) if runs else "-"
+    return line | (_score_cells(results) if runs else _empty_cells(part))
 
 
 def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
@@ -172,16 +172,14 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _accuracy(row: Row, folder: Path) -> str:
+def _accuracy(runs: Sequence[Run]) -> str:
     """Return the accuracy over the tasks of all seeds. The 95% interval takes backbones and classes as given."""
-    runs = finished_runs(row, folder)
     tasks = np.concatenate([run.per_task["accuracy"] for run in runs])
     return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))
 
 
-def _over_runs(row: Row, folder: Path) -> str:
+def _over_runs(runs: Sequence[Run]) -> str:
     """Return the mean accuracy of a row with its 95% interval over training runs; a dash for a single run."""
-    runs = finished_runs(row, folder)
     interval = over_runs([float(run.per_task["accuracy"].mean()) for run in runs], [run.backbone for run in runs])
     if interval.ci95 is None:
         return "-"

@@ -1,9 +1,9 @@
 """python -m experiments.rotation_accuracy RUN_DIR: the effect of a descent step on the rotation loss, per class.
 
-RUN_DIR is the folder of a run with guide=sib_rotation. For its best learner, the table shows how often the rotation of
-an image (a multiple of 90 degrees) is predicted correctly, how often the prediction is off by 180 degrees, and the
-accuracy of the class labels before the rotation step, after it, and after all inner steps. The command writes
-RUN_DIR/rotation_accuracy/table.md.
+RUN_DIR is the folder of a run with guide=sib_rotation, from which the best learner is read. The table shows how often
+this learner predicts the rotation of an image (a multiple of 90 degrees) correctly, how often the prediction is off by
+180 degrees, and the accuracy of the class labels before the rotation step, after the rotation step, and after all inner
+steps. The command writes RUN_DIR/rotation_accuracy/table.md.
 """
 
 from __future__ import annotations

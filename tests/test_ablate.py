@@ -50,10 +50,10 @@ def test_every_row_and_evaluation_is_a_configuration(guide: str, numbers: bool) 
     with initialize_config_dir(CONF, version_base="1.3"):
         settings = [row.settings for row in rows_of(study, smoke=False)]
         settings += [tuple(str(change).split()) for change in study["evaluations"]["settings"]]
-        different = {its if numbers else NUMBER.sub("1", " ".join(its)): its for its in reversed(settings)}
-        for its in different.values():
-            base = () if any(part.startswith("data=") for part in its) else ("data=gaussian_features", f"guide={guide}")
-            overrides = [*map(allow_part_setting, (*base, *its)), "choices={data: none, guide: none}"]
+        different = {row if numbers else NUMBER.sub("1", " ".join(row)): row for row in reversed(settings)}
+        for row in different.values():
+            base = () if any(part.startswith("data=") for part in row) else ("data=gaussian_features", f"guide={guide}")
+            overrides = [*map(allow_part_setting, (*base, *row)), "choices={data: none, guide: none}"]
             check_parts(config_from(compose("config", overrides)).specification())
 
 

@@ -292,7 +292,7 @@ def test_coverage_and_divergences_are_their_closed_forms() -> None:
         return math.log(sd_p / sd_q) + (sd_q**2 + (loc_q - loc_p) ** 2) / (2 * sd_p**2) - 0.5
 
     for task in range(2):
-        each = [tuple(its[task, i].item() for its in (fit_loc, fit_sd, loc, sd)) for i in range(2)]
+        each = [tuple(value[task, i].item() for value in (fit_loc, fit_sd, loc, sd)) for i in range(2)]
         inside = [
             cumulative((m + HALF_OF_90 * s - m0) / s0) - cumulative((m - HALF_OF_90 * s - m0) / s0)
             for m, s, m0, s0 in each

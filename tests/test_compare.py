@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
+from pyro_metabayes.experiments.runs.tables import kl_weight
 from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
 GUIDES = ("sib_delta", "proto")
@@ -222,3 +223,18 @@ def test_untrained_sib_without_inner_steps_is_proto(features: Path) -> None:
     ran("evaluate", "sib_delta", "guide.num_steps=0")
     scores = scores_of(Path("sib_delta/evaluations/guide.num_steps=0"), "accuracy")
     assert np.array_equal(scores, scores_of(Path("proto"), "accuracy"))
+
+
+def test_a_kl_weight_stands_beside_a_bound_alone() -> None:
+    schedule = {"start": 0.1, "end": 0.5, "steps": 9}
+    trained = {"elbo": -1.0, "config": {"train": {"kl_weight": schedule}}}
+    assert kl_weight(trained | {"kl_weight": schedule}) == "0.5"
+    assert kl_weight(trained | {"kl_weight": None}) == "-", "the objective has no KL"
+    assert kl_weight(trained | {"elbo": None, "kl_weight": 1.0}) == "-"
+    assert kl_weight(trained) == "0.5", "results of an earlier version"
+
+
+@pytest.mark.parametrize(("guide", "weight"), [("mc", None), ("savi", 0.1)])
+def test_results_record_the_kl_weight_of_objectives_with_a_kl(guide: str, weight: float | None, features: Path) -> None:
+    ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run")
+    assert results_of(Path("run"))["kl_weight"] == weight

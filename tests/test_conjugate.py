@@ -403,7 +403,7 @@ def test_importance_weighting_by_hand(observe: str) -> None:
         _, y = observed_points(episodes, task, observe)
         products = []
         for sample in range(particles):
-            log_p, log_q = (its.base_dist.log_prob(w[sample])[task].sum() for its in (prior, q))
+            log_p, log_q = (density.base_dist.log_prob(w[sample])[task].sum() for density in (prior, q))
             log_likelihood = Normal(w[sample, task].squeeze(-1), 0.7).log_prob(y).sum()
             products.append((log_likelihood + kl_weight * (log_p - log_q)).exp().item())
         expected -= math.log(sum(products) / particles)
@@ -425,7 +425,7 @@ def test_with_the_prior_as_guide_it_is_joint_monte_carlo(pair: Pair) -> None:
         learner.zero_grad()
         loss = objective.differentiable_loss(learner.model, learner.guide, episodes)
         loss.backward()
-        results.append((loss.item(), [its.grad.clone() for its in learner.parameters() if its.grad is not None]))
+        results.append((loss.item(), [value.grad.clone() for value in learner.parameters() if value.grad is not None]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     assert len(results[0][1]) == len(results[1][1]) > 0
     for one, other in zip(results[0][1], results[1][1], strict=True):

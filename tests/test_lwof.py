@@ -190,7 +190,7 @@ def test_base_does_not_depend_on_the_novel_columns() -> None:
     logits, labels = torch.randn(5, 2, 40, 7), torch.randint(3, 7, (2, 40))
     mask = torch.ones(2, 40, dtype=torch.bool)
     other = torch.cat((9 * torch.randn(5, 2, 40, 3), logits[..., 3:]), -1)
-    one, two = (base_novel_scores(its.log_softmax(-1), labels, mask, 3) for its in (logits, other))
+    one, two = (base_novel_scores(each.log_softmax(-1), labels, mask, 3) for each in (logits, other))
     assert torch.equal(one["base"], two["base"]) and not torch.equal(one["both"], two["both"])
 
 
@@ -243,7 +243,7 @@ def test_base_weights_are_drawn_in_training_and_are_their_means_at_test() -> Non
     torch.testing.assert_close(draws.std(0), components.log_scale.exp()[base], rtol=0.08, atol=0)
     first, second = (model.likelihood(w[0], episodes.query_x, observed).logits for _ in range(2))
     assert torch.equal(first, second)
-    of_novel, of_base = (model.head.outputs(its, episodes.query_x) for its in (w[0], components.loc[base]))
+    of_novel, of_base = (model.head.outputs(w_of, episodes.query_x) for w_of in (w[0], components.loc[base]))
     by_hand = torch.cat((of_novel, of_base + model.base_offset), -1)
     torch.testing.assert_close(first, by_hand.log_softmax(-1))
     first, second = (model.likelihood(w[0], episodes.query_x, episodes).logits for _ in range(2))

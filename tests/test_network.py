@@ -96,6 +96,6 @@ def test_every_pin_is_of_one_version_and_every_dependency_is_pinned() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = dict(line.lower().replace("_", "-").split("==") for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [name for its in project["optional-dependencies"].values() for name in its]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
     asked = {re.split(r"[<>=\[ ]", name)[0].lower().replace("_", "-") for name in (*project["dependencies"], *extras)}
     assert asked - {"pyro-metabayes"} <= pinned.keys()

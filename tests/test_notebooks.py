@@ -68,7 +68,7 @@ def test_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_commands_compose_at_their_own_size(path: Path) -> None:
-    for command in (its for code in code_cells(path) for its in commands(code)):
+    for command in (line for code in code_cells(path) for line in commands(code)):
         _, _, name, *arguments = shlex.split(command)
         compose(name.removeprefix("experiments."), arguments)
 

@@ -465,7 +465,9 @@ KEYS = {
     **dict.fromkeys((score.name for score in OPEN_SET), lambda value: value is None),  # unless task.unknown asks for it
     **dict.fromkeys(OF_JOINT, lambda value: value is None),  # unless eval.joint asks for it
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
-    **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
+    **dict.fromkeys(
+        ("kl_weight", "elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null
+    ),
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
     **dict.fromkeys(ERRORS, lambda value: value is None),

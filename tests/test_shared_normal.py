@@ -22,7 +22,7 @@ def test_density_entropy_divergence_and_gradients_are_those_of_the_expanded_norm
     shared, plain, leaves = both()
     for value in (torch.randn(BATCH), torch.randn(2, *BATCH)):
         torch.testing.assert_close(shared.log_prob(value), plain.log_prob(value))
-        own, expected = (torch.autograd.grad(its.log_prob(value).sum(), leaves) for its in (shared, plain))
+        own, expected = (torch.autograd.grad(density.log_prob(value).sum(), leaves) for density in (shared, plain))
         torch.testing.assert_close(own, expected)
     torch.testing.assert_close(shared.entropy(), plain.entropy())
     torch.testing.assert_close(kl_divergence(shared, shared.expand(shared.batch_shape)), torch.zeros(4))

@@ -31,6 +31,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.gold.plots import draw
 from pyro_metabayes.experiments.gold.tables import Comparison, pages, unconverged, write_tasks
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
+from pyro_metabayes.experiments.runs.results import trained_weight
 from pyro_metabayes.experiments.runs.tables import save_tables, weight_cell
 from pyro_metabayes.inference.capabilities import HasPrototypes
 from pyro_metabayes.learner import MetaLearner
@@ -105,7 +106,7 @@ def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
     """Restore a run under changed settings, and compare its guide with exact inference, once per entry of `targets`."""
     setup, episodes = run_and_tasks(folder, changed, settings.tasks)
-    weight = weight_cell(setup.config.train.kl_weight, setup.learner.objective.name)
+    weight = weight_cell(trained_weight(setup))
     with seeded(settings.noise), validation_enabled(False):
         measured = [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
     return [replace(comparison, kl_weight=weight) for comparison in measured]

@@ -107,7 +107,7 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
         ML: [estimates_from_fit(groups, maximum)],
         REML: [replace(restricted, log_likelihood=None)],  # not comparable with the likelihood
         NUTS: [estimates_from_draws(groups, draws)],
-        **{row.label: [estimates_from_run(row.folder(folder, seed)) for seed in range(row.seeds)] for row in rows},
+        **{row.label: list(map(estimates_from_run, row.folders(folder))) for row in rows},
     }
     amortized = methods[rows[0].label]
     draw_effects(groups, {ML: methods[ML][0], rows[0].label: amortized[0], NUTS: methods[NUTS][0]}, folder)
@@ -135,7 +135,7 @@ def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[s
     table = []
     for row in rows:
         for evaluation in sorted({path.name for path in row.folder(folder, 0).glob("evaluations/*")}):
-            folders = [row.folder(folder, seed) for seed in range(row.seeds)]
+            folders = row.folders(folder)
             results = [read(run / "evaluations" / evaluation) for run in folders]
             of_runs = [closed_forms(run, evaluation, None) for run in folders]
             of_splits = [closed_forms(folders[0], evaluation, seed) for seed in range(splits)]

@@ -49,7 +49,7 @@ def generalised_rows(
         methods[QUADRATURE] = [estimates_from_quadrature(groups, fit_by_quadrature(points, groups.family))]
     seconds: dict[str, Sequence[float]] = {}
     for row in rows:
-        folders = [row.folder(folder, seed) for seed in range(row.seeds)]
+        folders = row.folders(folder)
         methods[row.label] = [_estimates_from_run(run) for run in folders]
         seconds[row.label] = [read(run)["seconds"]["train"] for run in folders]
     shown = {name: seeds[0] for name, seeds in methods.items() if name != QUADRATURE}

@@ -62,6 +62,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "log_likelihood": log_likelihoods(setup),
         "response": setup.tasks.response(),
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
+        "kl_weight": trained_weight(setup),
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,
         "skipped": skipped,
@@ -69,6 +70,11 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "episodes_per_second": _tasks_per_second(config, train_seconds, seconds),
         **_circumstances(setup),
     }
+
+
+def trained_weight(setup: RunSetup) -> Any:
+    """Return the KL weight of the training, a number or a schedule; None for an objective without a KL."""
+    return setup.config.train.kl_weight if setup.learner.objective.bound else None
 
 
 def division_of(setup: RunSetup) -> str | None:

@@ -14,7 +14,6 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
 JOINT_BOUND = "joint_nll_upper"  # absent in results of earlier versions, whose joint_nll averages over a few draws
-WITHOUT_KL = ("monte_carlo", "monte_carlo_joint", "mean_score", "predictive")  # objectives without a KL to weight
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
@@ -124,16 +123,16 @@ def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def kl_weight(results: Mapping[str, Any]) -> str:
-    """Format the KL weight at the end of the training; a dash if the results have no ELBO."""
+    """Format the KL weight at the end of the training; a dash if the results have no ELBO or the objective no KL."""
     training = results.get("config", {}).get("train")
     weight = training.get("kl_weight") if isinstance(training, Mapping) else None
-    return "-" if results["elbo"] is None else weight_cell(weight, results.get("objective"))
+    return "-" if results["elbo"] is None else weight_cell(results.get("kl_weight", weight))  # since version 0.2
 
 
-def weight_cell(weight: Any, objective: str | None) -> str:
-    """Format the KL weight at the end of a training; a dash if it is unknown or if the objective has no KL."""
+def weight_cell(weight: Any) -> str:
+    """Format a KL weight; of a schedule the weight at its end; a dash for None."""
     weight = weight.get("end") if isinstance(weight, Mapping) else weight
-    return "-" if weight is None or objective in WITHOUT_KL else f"{weight:g}"
+    return "-" if weight is None else f"{weight:g}"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

@@ -42,9 +42,13 @@ class Row:
         name = re.sub(r"[^a-z0-9.=]+", "_", f"{self.part}/{self.label}".lower().replace("/", "__"))
         return study / name / f"seed{seed}"
 
+    def folders(self, study: Path) -> list[Path]:
+        """Return the folder of the run of each seed."""
+        return [self.folder(study, seed) for seed in range(self.seeds)]
+
     def results(self, study: Path) -> list[dict[str, Any]]:
-        """Read results.json of each seed of this row, from the folder of the study."""
-        return [read(self.folder(study, seed)) for seed in range(self.seeds)]
+        """Read results.json of the run of each seed."""
+        return [read(folder) for folder in self.folders(study)]
 
 
 @dataclass(frozen=True)
@@ -142,12 +146,7 @@ def claim(folder: Path, name: str) -> None:
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
     """Return the rows of the parts of a study in which all runs are finished."""
-    open_parts = {
-        row.part
-        for row in rows
-        for seed in range(row.seeds)
-        if not (row.folder(folder, seed) / "results.json").exists()
-    }
+    open_parts = {row.part for row in rows for run in row.folders(folder) if not (run / "results.json").exists()}
     return [row for row in rows if row.part not in open_parts]
 
 

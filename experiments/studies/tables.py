@@ -12,7 +12,7 @@ import numpy as np
 from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent, without_old_joint
-from pyro_metabayes.experiments.studies.study import Row, read
+from pyro_metabayes.experiments.studies.study import Row
 
 EARLY = 1000  # step at which the sd of the prior is shown, in addition to the last step
 COLUMNS = (  # title, key of results.json, digits
@@ -45,8 +45,7 @@ def table_of(rows: Sequence[Row], study: Path) -> list[dict[str, str]]:
 
 def row_of(row: Row, study: Path) -> dict[str, str]:
     """Return one row of the table: the mean of each metric over seeds, with the range if there are several seeds."""
-    folders = [row.folder(study, seed) for seed in range(row.seeds)]
-    results = [read(folder) for folder in folders]
+    folders, results = row.folders(study), row.results(study)
     cells = {"": row.label, "seeds": str(row.seeds), **_accuracies(folders, results)}
     for title, name, digits in COLUMNS:
         cells[title] = spread([without_old_joint(result)[name] for result in results], digits)

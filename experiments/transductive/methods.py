@@ -82,7 +82,7 @@ def _config(settings: str) -> Config:
 
 def trained(row: Row, folder: Path, changes: Mapping[str, Any]) -> list[MetaLearner]:
     """Load the trained learners of all seeds of a row, with changed settings of the guide."""
-    return [_changed(MetaLearner.load(row.folder(folder, seed)), changes) for seed in range(row.seeds)]
+    return [_changed(MetaLearner.load(run), changes) for run in row.folders(folder)]
 
 
 def _changed(learner: MetaLearner, changes: Mapping[str, Any]) -> MetaLearner:

@@ -67,10 +67,10 @@ def held_constant(module: nn.Module) -> Iterator[None]:
 def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Send a Pyro `param` message for every parameter of a module, so that pyro.infer.SVI trains the parameter.
 
-    SVI trains only parameters that it sees as param sites. A PyroModule sends messages for its own parameters, but not
-    for those of an nn.Linear inside it. pyro.module would store the latter in Pyro's global store, where two learners
-    of one process would share them. Messages are sent only inside SVI's handler (param_only), since the training loop
-    of this package reads the parameters from torch.
+    SVI trains the parameters that are param sites. A PyroModule sends the messages of parameters that belong to the
+    PyroModule itself, but not of parameters of an nn.Linear inside. The function pyro.module would send them too, but
+    would keep the parameters in Pyro's global store, which all learners of a process share. Messages are sent only
+    inside SVI's handler (param_only), since the training loop of this package reads the parameters from torch.
 
     Args:
         module: the model or the guide.

@@ -79,7 +79,7 @@ def register(family: type[Distribution]) -> Callable[[P], P]:
 
 
 def registered(family: Distribution) -> type[Predictions]:
-    """Return the class of predictions registered for the class of a distribution, or for its nearest base class.
+    """Return the class of predictions that is registered for the class of a distribution or the nearest base class.
 
     Raises:
         UsageError: neither the class nor a base class is registered.
