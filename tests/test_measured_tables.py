@@ -11,7 +11,7 @@ from docs.site import tables
 
 PAGE = """Before.
 
-<!-- table runs: guide, accuracy % as accuracy -->
+<!-- table runs: guide; accuracy % as accuracy -->
 
 | guide | accuracy |
 | --- | --- |
@@ -69,12 +69,39 @@ def test_a_column_that_a_table_lacks_is_named(folder: Path) -> None:
     run_of(folder / "runs" / "mc", "0123abc")
     tables.take("runs", folder / "runs", folder / "table.csv")
     with pytest.raises(SystemExit, match="no column 'ECE'; it has: guide, accuracy %, NLL"):
-        tables.written(PAGE.replace("guide, acc", "ECE, acc"))
+        tables.written(PAGE.replace("guide; acc", "ECE; acc"))
 
 
 def test_a_column_without_a_name_gets_one(folder: Path) -> None:
     run_of(folder / "runs" / "mc", "0123abc")
     (folder / "table.csv").write_text(",NLL\nmc,0.483\n")
     tables.take("runs", folder / "runs", folder / "table.csv")
-    page = tables.written("<!-- table runs: as guide, NLL as nats -->\n<!-- end -->\n")
+    page = tables.written("<!-- table runs: as guide; NLL as nats -->\n<!-- end -->\n")
     assert "| guide | nats |\n| --- | --- |\n| mc | 0.483 |" in page
+
+
+PARTS = "part,,NLL\none,mc,0.483\ntwo,savi,0.539\n"
+
+
+@pytest.fixture
+def parts(folder: Path) -> None:
+    """A table of two parts."""
+    run_of(folder / "runs" / "mc", "0123abc")
+    (folder / "table.csv").write_text(PARTS)
+    tables.take("runs", folder / "runs", folder / "table.csv")
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_table_may_have_the_rows_of_one_part() -> None:
+    page = tables.written("<!-- table runs where part=two: as guide; NLL -->\n<!-- end -->\n")
+    assert "| guide | NLL |\n| --- | --- |\n| savi | 0.539 |" in page and "mc" not in page
+    with pytest.raises(SystemExit, match="no row"):
+        tables.written("<!-- table runs where part=three: NLL -->\n<!-- end -->\n")
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_value_in_a_sentence_is_written() -> None:
+    sentence = "The NLL of savi is <!-- value runs; savi; NLL -->0.1<!-- end -->."
+    assert tables.written(sentence) == sentence.replace("0.1", "0.539")
+    with pytest.raises(SystemExit, match="expected one row 'sib'"):
+        tables.written(sentence.replace("savi;", "sib;"))

@@ -2,13 +2,15 @@
 
 With arguments, TABLE.csv, which a command of the package wrote for the runs below the folder RUNS, is copied to
 docs/tables/NAME.csv. The file docs/tables/NAME.json then says with which commit, on which machine and when the runs
-were made. Every block of a page between these marks is written anew, a table from the columns that the mark names:
+were made. Everything between these marks is written anew:
 
-    <!-- table NAME: guide, seeds, accuracy % as accuracy -->
-    <!-- measured NAME -->
+    <!-- table NAME: guide; accuracy % as accuracy -->             a table of these columns
+    <!-- table NAME where part=glyphs: guide; seeds -->            a table of the rows with this value
+    <!-- measured NAME -->                                         commit, date and machine of the runs
     <!-- end -->
+    <!-- value NAME; ROW; COLUMN -->75.7 +- 0.5<!-- end -->        within a line: one cell, of the row with this label
 
-So no measured number in such a table is typed; tests/test_measured_tables.py compares the pages with docs/tables/.
+So no measured number between marks is typed. tests/test_measured_tables.py compares the pages with docs/tables/.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import datetime
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyro_metabayes.experiments.runs.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "tables"
-MARKS = re.compile(r"<!-- (table|measured) ([\w-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+MARKS = re.compile(
+    r"<!-- (table|measured) ([\w-]+)(?: where ([^>]*?)=([^>]*?))?(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL
+)
+VALUES = re.compile(r"(<!-- value ([\w-]+); ([^>]*?); ([^>]*?) -->).*?(<!-- end -->)")
 
 
 def pages() -> list[Path]:
@@ -48,15 +53,23 @@ def take(name: str, runs: Path, table: Path) -> None:
 
 
 def written(page: str) -> str:
-    """The page with its measured tables."""
+    """Return the page with all measured tables and values."""
 
     def block(match: re.Match[str]) -> str:
-        kind, name, columns = match.groups()
+        kind, name, label, value, columns = match.groups()
         opening = match.group().partition("\n")[0]
-        text = _measured(name) if kind == "measured" else _table(name, columns)
+        rows = _rows(name) if label is None else [row for row in _rows(name) if row.get(label) == value]
+        text = _measured(name) if kind == "measured" else _table(name, rows, columns)
         return f"{opening}\n\n{text}\n\n<!-- end -->"
 
-    return MARKS.sub(block, page)
+    def cell(match: re.Match[str]) -> str:
+        opening, name, label, column, end = match.groups()
+        rows = [row for row in _rows(name) if label in list(row.values())[:2]]
+        if len(rows) != 1 or column not in rows[0]:
+            sys.exit(f"error: expected one row '{label}' with a column '{column}' in docs/tables/{name}.csv")
+        return f"{opening}{rows[0][column]}{end}"
+
+    return VALUES.sub(cell, MARKS.sub(block, page))
 
 
 def _measured(name: str) -> str:
@@ -64,10 +77,15 @@ def _measured(name: str) -> str:
     return f"Commit {facts['commit']}, {facts['date']}, {facts['machine']}."
 
 
-def _table(name: str, columns: str) -> str:
+def _rows(name: str) -> list[dict[str, str]]:
     with (TABLES / f"{name}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    titles = dict(_renamed(column) for column in columns.split(","))
+        return list(csv.DictReader(file))
+
+
+def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str) -> str:
+    if not rows:
+        sys.exit(f"error: docs/tables/{name}.csv has no row that the mark names")
+    titles = dict(_renamed(column) for column in columns.split(";"))
     if missing := titles.keys() - rows[0].keys():
         sys.exit(f"error: docs/tables/{name}.csv has no column '{missing.pop()}'; it has: {', '.join(rows[0])}")
     return markdown_table([{title: row[column] or "-" for column, title in titles.items()} for row in rows])
