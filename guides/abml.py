@@ -25,9 +25,9 @@ class Guide(pyro_metabayes.Guide):
 
         (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }.
 
-    (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. With a = eta / n, the step size is a for log sigma
-    and a / (1 + a inner_kl / (sigma^0)^2) for mu, i.e. the step on the KL is implicit. The outer loss is the negative
-    ELBO of the support and query labels together, plus the hyperprior term
+    (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. With a = eta / n, the step size is a
+    for log sigma and a / (1 + a inner_kl / (sigma^0)^2) for mu, i.e. the step on the KL is implicit. The outer loss is
+    the negative ELBO of the support and query labels together, plus the hyperprior term
 
         -hyper_weight log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)].
 

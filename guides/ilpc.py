@@ -35,8 +35,8 @@ class Guide(pyro_metabayes.Guide):
 
     W is the graph of nearest neighbours, with edges of weight cosine^3. In each class, the `per_class` unlabelled
     queries with the smallest l_i then receive the label argmax P_i. Each class is assumed to have equally many queries.
-    The posterior is delta(w), where the logits of w are P times the learned scale of the head. The logits are exact if a
-    task has at most (number of features + 1) points, else a least-squares fit.
+    The posterior is delta(w), where the logits of w are P times the learned scale of the head. The logits are exact if
+    a task has at most (number of features + 1) points, else a least-squares fit.
 
     Args:
         num_neighbours: number of neighbours of each point in the graph.

@@ -26,8 +26,10 @@ class Model(LinearRegression):
     noise are the same in all groups and learned. Training maximises the marginal likelihood if the ELBO is tight. With
     a Gaussian prior, posterior and evidence have closed forms.
 
-    If data points have weights (`row_weights`), the last feature is r_i, the square root of the weight, and
-    p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 / r_i^2 I), as in lme4.
+    With `row_weights`, the last feature r_i is the square root of the weight of point i. As in lme4, the likelihood is
+    then
+
+        p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 / r_i^2 I).
 
     Args:
         prior: prior over the effects of a group.
@@ -37,8 +39,9 @@ class Model(LinearRegression):
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
-        start: initial values of prior, beta and noise for data in groups. "closed_form": the maximum-likelihood
-            estimates. "given": the settings of the prior, beta = 0 and `noise`.
+        start: initial values of prior, beta and noise for data in groups.
+            "closed_form": the maximum-likelihood estimates.
+            "given": the settings of the prior, beta = 0 and `noise`.
         row_weights: 1 if data points have weights, else 0.
     """
 
@@ -67,7 +70,7 @@ class Model(LinearRegression):
         return self.log_noise.exp()
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Set prior, beta and noise to maximum-likelihood estimates; this is called before training."""
+        """Set prior, beta and noise to maximum-likelihood estimates, before training."""
         num_own, noise = self._shape[-1], estimates.noise
         least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
         self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
@@ -114,8 +117,8 @@ class Model(LinearRegression):
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs r z and labels r (y - beta v) of an equivalent linear regression whose only weights are w.
 
-        The features of a point are x = (z, v), and beta v is the contribution of the shared effects. r is the square
-        root of the weight of the data point, or 1 if data points have no weights.
+        The features of a point are x = (z, v). beta v is the contribution of the shared effects. r is the square root
+        of the weight of the data point, or 1 if data points have no weights.
         """
         own, shared = self._parts(x)
         if not self.weighted:
@@ -126,12 +129,12 @@ class Model(LinearRegression):
     def root_weight(self, x: Tensor) -> Tensor:
         """Return r, the square root of the weight of each of N data points [..., N, 1].
 
-        For masked points, whose feature r is 0, the result is 1, so that it can be a divisor.
+        The result is 1 for masked points, so that it can be a divisor.
         """
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the features x_i = (z_i, v_i); return z, whose effects vary by group, and the contribution beta v."""
+        """Split the features x_i = (z_i, v_i). Return z, whose effects vary by group, and beta v, the shared part."""
         num_own, num_shared = self._shape[-1], self.beta.shape[-1]
         return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT

@@ -77,9 +77,10 @@ class Model(pyro_metabayes.Model):
         return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D] (weights of D features, Y outputs).
+        """Compute the posterior p(w | support) of T tasks, with batch shape [T] and event shape [Y, D].
 
-        Tasks from `episodes.pooled()` have all labelled points as support set, so they give p(w | support, query).
+        An event holds the weights of D features for Y outputs. Tasks from `episodes.pooled()` give p(w | support,
+        query), since all labelled points are then in the support set.
 
         Raises:
             UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
@@ -95,7 +96,7 @@ class Model(pyro_metabayes.Model):
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
         """Compute the predictive distribution of each query, the integral of p(y_i | x_i, w) q(w) for a Gaussian q.
 
-        Its batch shape is [T, Q] (Q queries of T tasks), its event shape [Y] (Y values of a label).
+        The batch shape is [T, Q] for Q queries of T tasks. The event shape is [Y] for Y values of a label.
         """
         own = self.own_part(observed.query_x, observed.query_x.new_zeros(()))[0]
         variance = output_variance_of_rows(q, own) + self.noise**2

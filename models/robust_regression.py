@@ -76,5 +76,5 @@ class Model(SameOutputs):
         return StudentT(self.df, outputs, self.scale).to_event(1)
 
     def loss_unit(self) -> Tensor:
-        """Return u = 2 scale^2 df / (df + 1). A small residual r then has -log p = r^2 / u up to a constant."""
+        """Return u = 2 scale^2 df / (df + 1). For a small residual r, -log p = r^2 / u up to a constant."""
         return 2 * self.scale**2 * self.df / (self.df + 1)

@@ -30,7 +30,7 @@ class LowRank(Conditional):
         p_psi(w_c | support points of class c) = N(loc, S (I + F F^T) S),    S = diag(scale).
 
     loc and scale are those of `Conditional`. A network computes the matrix F [W, rank] from loc, for W weights per
-    class. F is small and random before training, since at F = 0 its gradient is 0.
+    class. F is small and random before training, because the gradient vanishes at F = 0.
 
     Args:
         rank: number of columns of F.

@@ -1,4 +1,4 @@
-"""The mixture density of features under which the softmax of a head is the posterior of the classes."""
+"""The mixture density of features for which the softmax of a head is the posterior of the classes."""
 
 from __future__ import annotations
 
