@@ -45,7 +45,7 @@ class TableConfig:
     size: str = "full"  # full, or smoke: a few training steps of one seed, to test that all rows run
     parts: list[str] = field(default_factory=list)  # parts of the table to run; empty: all that this machine can run
     workers: int = 2  # number of runs in parallel, each on one thread
-    out: str = "RESULTS.md"  # file to which a table of size=full is written; it keeps the sections of other tables
+    out: str = "RESULTS.md"  # file for a table of size=full; sections of other tables are kept
 
 
 def main(composed: DictConfig, folder: Path) -> None:

@@ -34,6 +34,7 @@ class Guide(pyro_metabayes.Guide):
 
     Args:
         label_precision: precision h before training. With 0, q = p and the KL is 0, so training drives sigma to 0.
+        posterior: the family of q: `normal` or `amortized`, as in `sib`.
         by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned and starts at
             0. H_c is the predictive entropy at theta^K, averaged over queries with weights p(class c).
         between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. The
@@ -100,10 +101,7 @@ class Guide(pyro_metabayes.Guide):
         return covariance.around(covariance.step(theta, slope))
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return theta^K and sigma [tasks, classes, weights per class] and kappa of the conditional prior.
-
-        kappa is of shape [tasks or 1, classes or 1, 1], or None for between=0.
-        """
+        """Return theta^K and sigma [tasks, classes, weights per class], kappa [tasks or 1, classes or 1, 1] or None."""
         self.check(observed)
         if self.entropy_slope is not None and not observed.num_classes:
             raise UsageError("expected class labels for guide.by_entropy=true, got numbers; set guide.by_entropy=false")

@@ -118,8 +118,8 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         if num_base_classes < 1:
             raise UsageError(
-                "expected tasks with base classes for model=lwof, got tasks without; set task.base_query > 0, and data "
-                "whose labels are classes"
+                "expected tasks with base classes for model=lwof, got tasks without base classes; set "
+                "task.base_query > 0, and data whose labels are classes"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
@@ -175,9 +175,8 @@ class Model(few_shot_classifier.Model):
         """
         if self.inner == "all":
             raise UsageError(
-                "expected guide.synthetic_gradient=equivariant for model.inner=all, since the number of base classes "
-                "differs between tasks, got a network for a fixed number of classes; set "
-                "guide.synthetic_gradient=equivariant or another model.inner"
+                "expected a synthetic-gradient network for any number of classes with model.inner=all, got one for a "
+                "fixed number; set guide.synthetic_gradient=equivariant or another model.inner"
             )
         return num_classes + (self.inner == "pooled")
 
