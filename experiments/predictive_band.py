@@ -1,8 +1,8 @@
 """python -m experiments.predictive_band RUN_DIR --steps 10: plot functions drawn from the posterior of a regression.
 
-The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). It shows functions drawn from the posterior of one test
-task, their mean, and their central 90%. In the left panel, the support points are spread over the range of the inputs.
-In the right panel, they lie in the left half of this range. The plot has one row per run.
+The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). The functions are drawn from the posterior of one test
+task. The plot also shows their mean, and their central 90%. In the left panel, the support points are spread over the
+range of the inputs. In the right panel, they lie in the left half of this range. The plot has one row per run.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Classifier p(y_i = c | x_i, w) = softmax_c(head(w, x_i)) with latent weights w [C, W].
+    """Classifier whose latent variable is the weights w [C, W] of the C classes of a task, W weights per class.
 
-    There are C classes with W weights each.
+        p(y_i = c | x_i, w) = softmax_c(head(w, x_i))
 
     Args:
         head: computes logits from weights and D features. W is D for the cosine head and D + 1 for the linear head.

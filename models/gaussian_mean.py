@@ -14,11 +14,11 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):
-    """Gaussian with unknown mean: w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions.
+    """Gaussian with unknown mean w, in each of Y dimensions.
 
-    The latent w [Y, 1] holds one mean per dimension.
+        w ~ N(m, s^2),    y_i | w ~ N(w, noise^2)
 
-    The posterior given n labels with the mean ybar is
+    The latent w [Y, 1] holds one mean per dimension. The posterior given n labels with the mean ybar is
 
         p(w | y) = N((m / s^2 + n ybar / noise^2) v, v),    1 / v = 1 / s^2 + n / noise^2.
 

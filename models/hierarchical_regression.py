@@ -20,11 +20,13 @@ STARTS = ("closed_form", "given")
 
 
 class Model(LinearRegression):
-    """Linear mixed model p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I) with features x_i = (z_i, v_i).
+    """Linear mixed model: linear regression with effects that vary by group and effects that all groups share.
 
-    w [Y, R] are the effects of a group, with a learned prior (partial pooling). The effects beta [Y, D - R] and the
-    noise are the same in all groups and learned. Training maximises the marginal likelihood if the ELBO is tight. With
-    a Gaussian prior, posterior and evidence have closed forms.
+        p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I)
+
+    The features are x_i = (z_i, v_i). w [Y, R] are the effects of a group, with a learned prior (partial pooling). The
+    effects beta [Y, D - R] and the noise are learned, and the same in all groups. Training maximises the marginal
+    likelihood if the ELBO is tight. With a Gaussian prior, posterior and evidence have closed forms.
 
     With `row_weights`, the last feature r_i is the square root of the weight of point i. As in lme4, the likelihood is
     then
@@ -95,8 +97,8 @@ class Model(LinearRegression):
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         if self.weighted:
             raise UsageError(
-                "expected a guide that uses the weights of data points (data.weights), got one that uses only the "
-                "outputs of the model; set guide=partial_pooling, guide=exact or guide=savi"
+                "expected a guide that supports data.weights, got a guide that would ignore the weights; set "
+                "guide=partial_pooling, guide=exact or guide=savi"
             )
         return super().likelihood_of(outputs)
 

@@ -21,8 +21,8 @@ class Model(few_shot_classifier.Model):
 
         p(y_i = c | x_i, w, x_query) = softmax_c(head(w, x_i) + smoothness * sum_{j in neighbours of i} z_jc).
 
-    z_j has one probability per class. It starts at softmax(head(w, x_j)). The bound updates of the paper (eq. 9 and 10)
-    refine z_j:
+    z_j has one probability per class. z_j starts at softmax(head(w, x_j)). The bound updates of the paper (eq. 9 and
+    10) refine z_j:
 
         z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l).
 

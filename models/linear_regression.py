@@ -16,9 +16,12 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Linear regression p(y_i | x_i, w) = N(w x_i, noise^2 I) with weights w [Y, D], features x_i [D], labels y_i [Y].
+    """Linear regression with Gaussian noise, whose latent variable is the weights w.
 
-    With a Gaussian prior, exact_posterior and log_evidence are exact. A feature that is always 1 gives an intercept.
+        p(y_i | x_i, w) = N(w x_i, noise^2 I)
+
+    The shapes are w [Y, D], x_i [D] and y_i [Y]. A feature that is always 1 gives an intercept. With a Gaussian prior,
+    exact_posterior and log_evidence are exact.
 
     Args:
         prior: prior over w.
@@ -122,8 +125,8 @@ class Model(pyro_metabayes.Model):
         """Return the prior, after a check that it depends on no label and that the likelihood is Gaussian."""
         if not self.canonical:
             raise UsageError(
-                "expected the Gaussian likelihood of linear_regression, which has a closed form, got a model that "
-                "overrides likelihood_of; use a guide that needs no closed form"
+                "expected the likelihood of model=linear_regression for closed forms, got a model that overrides "
+                "likelihood_of; use a guide without closed forms"
             )
         if self.prior_over_weights.conditional:
             raise UsageError(

@@ -1,8 +1,8 @@
 """Learning without forgetting: classification among the novel classes of a task and all base classes.
 
 Protocol and metrics: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv
-1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. The workshop paper does not specify the variances of
-the components, the input of the inner loop or the base weights at test. docs/lwof.md compares values of these settings.
+1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. docs/lwof.md compares settings that the workshop
+paper does not specify.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class BaseClasses(Prior):
 
 
 class Model(few_shot_classifier.Model):
-    """Classifier p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C novel classes and B base classes.
+    """Classifier over the C novel classes of a task and B base classes (the training classes).
+
+        p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i))
 
     The latent variable w [C, W] are the weights of the novel classes. Their prior is the mixture `BaseClasses`. b [B,
     W] are the weights of the base classes. In training (called with Episodes) the likelihood draws b for each task and
@@ -87,15 +89,15 @@ class Model(few_shot_classifier.Model):
             ignored.
         inner: input of a synthetic-gradient network per query.
             `novel`: the C novel logits.
-            `gated`: as `novel`. The output is multiplied by p(novel | x_i), so queries of base classes have little
+            `gated`: the C novel logits. The output is multiplied by p(novel | x_i): base-class queries have little
                 effect.
             `pooled`: also the log-sum-exp of the base logits, the logit of "any base class".
             `all`: all C + B logits.
         scale: standard deviation of each weight in the components of the mixture, before training.
         sample_at_test: whether predictions draw b too.
-        learn_offset: whether an offset added to the logits of all base classes is learned, starting at 0. The offset
-            corrects a difference between logits of class means and of classifier weights. It affects only the accuracy
-            over novel and base classes together.
+        learn_offset: whether an offset added to all base logits is learned, starting at 0. The offset corrects a
+            difference between logits of class means and of classifier weights. It affects only the accuracy over novel
+            and base classes together.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:

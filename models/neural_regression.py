@@ -97,7 +97,9 @@ class Network(Head):
 
 
 class Model(pyro_metabayes.Model):
-    """Regression p(y_i | x_i, w) = N(f(x_i; w), noise^2 I) by a network f with P weights w [1, P] (head=network).
+    """Regression by a network f, whose P weights w [1, P] are the latent variable (head=network).
+
+        p(y_i | x_i, w) = N(f(x_i; w), noise^2 I)
 
     Args:
         head: the network f.

@@ -16,7 +16,9 @@ MOST_DF = 1000.0  # with this df the density is Gaussian to three digits; for la
 
 
 class Model(SameOutputs):
-    """Robust regression p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale) for each of the Y values of a label.
+    """Regression with Student-t noise for each of the Y values of a label.
+
+        p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale)
 
     scale and df are learned. Without a head, f is linear as in hierarchical_regression, with latent weights w [Y, R].
     With head=network, f is the network of neural_regression. (Lange, Little and Taylor, "Robust statistical modeling

@@ -172,8 +172,8 @@ def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
 def _start_worker(rank: int) -> subprocess.Popen[bytes]:
     """Start a worker in a session of its own. Ctrl-C then reaches only the first process, which stops the workers.
 
-    Other launchers do not fit. Fabric kills the first process when another is lost, before it can print a message.
-    torchrun prints errors of many lines, and its processes continue when torchrun is killed.
+    Other launchers do not fit. When a process is lost, Fabric kills the first process before it can print a message.
+    torchrun prints errors of many lines. When torchrun is killed, the processes continue.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}

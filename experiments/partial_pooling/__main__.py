@@ -1,6 +1,6 @@
 """python -m experiments.partial_pooling study=radon: amortized partial pooling compared with closed forms and NUTS.
 
-The command trains the runs of conf/study/NAME.yaml on a table of groups. It also estimates the same linear mixed model
+The command trains the runs of conf/study/NAME.yaml on a table of groups. The same linear mixed model is also estimated
 in three other ways: by maximum likelihood, by restricted maximum likelihood, and by NUTS under weak priors. Finished
 runs are kept, so the same command continues an interrupted study. The command writes table.md, table.csv, effects.png,
 shrinkage.png and prior.png. docs/partial-pooling.md explains the tables and plots.

@@ -39,7 +39,7 @@ class Backbone(pyro_metabayes.Backbone):
     variance less weight (regularised whitening). a and lambda are learned functions of M and of the effective dimension
     of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the other points.
 
-    The T tasks also get the tensor auxiliary["frame"] [T, 3]. Its columns are log(D / 128), the length of the mean of
+    The T tasks also get the tensor auxiliary["frame"] [T, 3]. The columns are log(D / 128), the length of the mean of
     u_i, and log(effective dimension / 10).
 
     No parameter depends on D. So a learner with this backbone accepts features of any kind. A task of N points has N

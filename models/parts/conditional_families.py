@@ -59,7 +59,9 @@ class LowRank(Conditional):
 
 
 class CouplingFlow(Conditional):
-    """Conditional coupling flow over the weights w_c of class c: w_c = loc + scale f(z_c) with z_c ~ N(0, I).
+    """Conditional coupling flow over the weights w_c of class c.
+
+        w_c = loc + scale f(z_c),    z_c ~ N(0, I)
 
     loc and scale are those of `Conditional`. f is a stack of affine coupling layers, conditioned on loc and log scale.
     Each layer scales and shifts one half of z by networks of the other half. The order of the weights is reversed

@@ -35,7 +35,6 @@ def refuse_one_direction(x: Tensor) -> None:
     rows = rows[rows.isfinite().all(-1) & (rows != 0).any(-1)]
     if len(rows) > 2 and (rows - rows.mean(0)).square().sum(-1).max() < 2 * ONE_DIRECTION:  # |u - v|^2 = 2 - 2 cos
         raise UsageError(
-            f"expected features that point in different directions for head=cosine, got {len(rows)} rows that all "
-            "point in one direction (cosines of 1 up to rounding); subtract the mean of the training features "
-            "from all features (in a run: backbone.centre=true)"
+            f"expected features of different directions for head=cosine, got {len(rows)} rows that all point in one "
+            "direction; subtract the mean of the training features from all features (in a run: backbone.centre=true)"
         )
