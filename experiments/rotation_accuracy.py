@@ -2,8 +2,8 @@
 
 RUN_DIR is the folder of a run with guide=sib_rotation. The best learner of this run predicts by which multiple of 90
 degrees an image was rotated. The table shows how often the predicted rotation is correct, and how often it is off by
-180 degrees. It also shows the accuracy of the class labels before the rotation step, after the rotation step, and after
-all inner steps. The command writes RUN_DIR/rotation_accuracy/table.md.
+180 degrees. The table also shows the accuracy of the class labels before the rotation step, after the rotation step,
+and after all inner steps. The command writes RUN_DIR/rotation_accuracy/table.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
 If all metrics and the scores of all tasks are equal to the last digit, the command prints one line and exits with code
-0. Otherwise it exits with code 1. It then prints both values of each metric that differs. It also prints what may
-explain the difference: versions, commit, machine or data.
+0. Otherwise the command exits with code 1, and prints both values of each metric that differs. Versions, commit,
+machine or data may explain the difference, and are printed too.
 """
 
 from __future__ import annotations

@@ -26,10 +26,11 @@ class Guide(pyro_metabayes.Guide):
 
     q(w | support, x_query) = delta(w^K). w^K classifies by the class means after K steps.
 
-    The E-step is a network. Its inputs are a query, the neighbours of the query, and the share of the queries in each
-    class. The rates of the M-step and the temperature of the predictions are learned functions of statistics of the
-    task (`AmortizedSteps`). No parameter depends on the number of features or of classes. So one guide serves any
-    features, way, shot and number of queries. The features must have unit length, such as those of backbone=task_frame.
+    The E-step is a network. The inputs of the network are a query, the neighbours of the query, and the share of the
+    queries in each class. The rates of the M-step and the temperature of the predictions are learned functions of
+    statistics of the task (`AmortizedSteps`). No parameter depends on the number of features or of classes. So one
+    guide serves any features, way, shot and number of queries. The features must have unit length, such as those of
+    backbone=task_frame.
 
     In training, the number of steps is random between K/2 and 3K/2, and every step has a loss. The class shares count
     as known in a quarter of the tasks with balanced queries.

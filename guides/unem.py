@@ -30,7 +30,8 @@ class Guide(pyro_metabayes.Guide):
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic).
 
-    m starts at the class means, and h starts at 0. This is the Gaussian model of the paper. The learned quantities are
+    m starts at the class means, and h starts at 0. These are the steps of the paper's Gaussian model. The learned
+    quantities are
 
         lambda_k = softplus of a parameter           weight of class balance in layer k,
         T_k      = 1 + softplus of a parameter       temperature of layer k,
@@ -71,7 +72,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
-        """Return weights for a head of scale 1. Its logits are scale (m_c . x - 1/2 |m_c|^2) + term_c.
+        """Return weights that give a head of scale 1 the logits scale (m_c . x - 1/2 |m_c|^2) + term_c.
 
         Args:
             scale: factor of the first term, a scalar.

@@ -86,8 +86,7 @@ class Model(pyro_metabayes.Model):
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
         """Compute the log density log p(x_i | w) of N features in T tasks [..., T, N] (`parts/feature_density.py`).
 
-        The result is None if the head has no such density. It is also None if a subclass overrides outputs or
-        likelihood.
+        The result is None if the head has no such density, or if a subclass overrides outputs or likelihood.
         """
         derived, own = ((part.outputs, part.likelihood_of, part.likelihood) for part in (type(self), Model))
         return log_density(self.head, w, x) if derived == own else None

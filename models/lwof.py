@@ -96,8 +96,8 @@ class Model(few_shot_classifier.Model):
         scale: standard deviation of each weight in the components of the mixture, before training.
         sample_at_test: whether predictions draw b too.
         learn_offset: whether an offset added to all base logits is learned, starting at 0. The offset corrects a
-            difference between logits of class means and of classifier weights. It affects only the accuracy over novel
-            and base classes together.
+            difference between logits of class means and of classifier weights. The offset affects only the accuracy
+            over novel and base classes together.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:

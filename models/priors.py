@@ -32,8 +32,8 @@ class Flat(Prior):
 class Gaussian(Prior):
     """Diagonal Gaussian prior p_psi(w_c) = N(loc, diag(scale^2)) over the weights w_c of class c.
 
-    loc [W] and scale [W] are learned (empirical Bayes). They are the same for all tasks. They are the same for all
-    classes too, because the order of the classes in a task is random.
+    loc [W] and scale [W] are learned (empirical Bayes), and shared by all tasks. All classes share them too, because
+    the order of the classes in a task is random.
 
     Args:
         num_weights: W, the number of weights per class.
@@ -191,7 +191,7 @@ class Guided(Prior):
         self._prediction: Callable[[Observed], TorchDistribution] | None = None
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Set the function that returns the prior. Its parameters stay parameters of the guide."""
+        """Set the function that returns the prior. The parameters of this function stay with the guide."""
         self._prediction = prediction
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:

@@ -1,9 +1,10 @@
 """python -m experiments.calibration RUN_DIR: calibration of a trained guide.
 
-For a run on classes, the command reports reliability, ECE and the coverage of prediction sets. For a regression, it
-reports the coverage of intervals. It also reports the entropy of predictions for queries of classes without support
-points, and simulation-based calibration. Settings of task, eval and guide can be changed. The command writes table.md,
-table.csv, calibration.png and sbc.png to RUN_DIR/calibration. docs/calibration.md explains the metrics.
+For a run on classes, the command reports reliability, ECE, the coverage of prediction sets, and the entropy of
+predictions for queries of classes without support points. For a regression, the command reports the coverage of
+intervals. Posteriors are also tested by simulation-based calibration. Settings of task, eval and guide can be changed.
+The command writes table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. docs/calibration.md explains
+the metrics.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
 def raised_in_composition(error: BaseException) -> bool:
-    """Return whether an error was raised inside Hydra, OmegaConf or their parsers. They raise errors of many types."""
+    """Return whether an error of any type was raised inside Hydra, OmegaConf or their parsers."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS

@@ -71,7 +71,7 @@ def notes(groups: Groups) -> list[str]:
 def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Table) -> str:
     """Return the three tables as one text: the two tables of differences, if there are any, then the scores.
 
-    If all rows have the same data and task, the first line names them. Their column is then left out.
+    If all rows have the same data and task, the first line names data and task, and their column is left out.
 
     Args:
         form: function that formats a table.

@@ -146,7 +146,7 @@ def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: M
 
 
 def _refuse_unknown_scales(state: dict[str, Any], config: Config, setup: RunSetup) -> None:
-    """Check that a run of version 0.1 reads its own file. It did not record how to standardise another file."""
+    """Check that a run of version 0.1 reads its own file. Such a run cannot standardise another file."""
     saved, path = state.get("config", {}), config.data.get("path")
     unknown = isinstance(setup.tasks.source, EstimatesSettings) and "estimated" not in saved
     if unknown and path != saved.get("data", {}).get("path"):

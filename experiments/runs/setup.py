@@ -54,7 +54,7 @@ class CentresFeatures(Protocol):
 class RunSetup:
     """Objects of a run.
 
-    learner: the learner with a pretrained backbone. Its other weights are untrained or restored.
+    learner: the learner with a pretrained backbone. The other weights are untrained or restored.
     data_fingerprint: a hash of the data; None for a simulator.
     """
 

@@ -1,4 +1,4 @@
-"""Heads, which compute logits from features and the weights of a task; their gradients have closed forms."""
+"""Heads with closed-form gradients. A head computes logits from features and the weights of a task."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Head(Recorded, nn.Module):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Compute the logits of the points x under the weights w, and their vector-Jacobian product with respect to w.
 
-        The product is a function. It maps a cotangent, of the shape of the logits, to a result of the shape of w.
+        The product is a function from a cotangent, of the shape of the logits, to a result of the shape of w.
         """
         raise NotImplementedError
 

@@ -30,7 +30,7 @@ class Predictor:
     def slots(self, observed: Observed) -> Size:
         """Return the shape of the set of weight vectors of a task.
 
-        The shape is [C, L] for C classes with L weight vectors each. It is [] for a predictor with one weight vector.
+        The shape is [C, L] for C classes with L weight vectors each, and [] for a predictor with one weight vector.
         """
         raise NotImplementedError
 

@@ -46,7 +46,7 @@ class SetEncoder(nn.Module):
     """Base class of set encoders, which compute loc and scale of the weights of each class from labelled points.
 
     `forward` takes points x [T, N, D] (N points with D features of T tasks), labels [T, N], a mask [T, N] and the
-    number of classes C. It returns loc and scale [T, C, W].
+    number of classes C. The results are loc and scale [T, C, W].
 
     Args:
         num_weights: W, the number of weights per class.
