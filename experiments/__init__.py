@@ -17,7 +17,7 @@ def commands() -> dict[str, Path]:
 
 
 def _leave(number: int, frame: object) -> None:
-    """Handle a signal: exit at once. While a command still imports packages, there is nothing to clean up."""
+    """Exit at once after a signal. There is nothing to clean up while a command still imports packages."""
     os.write(2, b"\ninterrupted; nothing was started\n")
     os._exit(128 + number)
 

@@ -1,8 +1,8 @@
 """python -m experiments.ablate guide=sib: ablations of a guide, one change at a time.
 
-Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run. Its label states the difference from the first row.
-Some learners are also evaluated under other settings (imbalanced or larger query sets). Finished runs are kept, so the
-same command continues an interrupted ablation. The command writes table.md, table.csv and ablation.png.
+Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run. The label of a row states the difference from the
+first row. Some learners are also evaluated under other settings (imbalanced or larger query sets). Finished runs are
+kept, so the same command continues an interrupted ablation. The command writes table.md, table.csv and ablation.png.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """python -m experiments.domain_adaptation: the gain of transductive inference on an unseen domain, for each domain.
 
 The command runs conf/study/digit_domains.yaml, which has one part per target domain and one row per method. Finished
-runs are kept, so the same command continues an interrupted study. It writes table.md, table.csv and domains.png, which
-docs/domain-adaptation.md explains.
+runs are kept, so the same command continues an interrupted study. The command writes table.md, table.csv and
+domains.png. docs/domain-adaptation.md explains them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pyro_metabayes.storage.untrusted import within
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     parser.add_argument(
         "settings", nargs="*", default=[], help="changed settings, such as guide.num_steps=0 or eval.tasks=2000"
     )

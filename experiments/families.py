@@ -1,7 +1,7 @@
 """python -m experiments.families RUN_DIR: shares of sines and lines among functions sampled from a posterior.
 
-RUN_DIR is the folder of a run on data=sine_and_line. Each sampled function counts as a sine or a line, whichever fits
-it better by least squares on x in [-5, 5]. Writes table.md, families.json and families.png to RUN_DIR/families.
+RUN_DIR is the folder of a run on data=sine_and_line. Each sampled function counts as the family that fits it better, by
+least squares on x in [-5, 5]. The command writes table.md, families.json and families.png to RUN_DIR/families.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def text_row(row: dict[str, Any]) -> dict[str, str]:
 def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
     """Plot functions sampled from the posterior, and save the plot.
 
-    The true function is a sine in the first row of panels, a line in the second. Dotted: sampled functions.
+    The true function is a sine in the first row of panels, and a line in the second. Sampled functions are dotted.
     """
     from matplotlib.lines import Line2D
 
@@ -178,11 +178,11 @@ def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run with data=sine_and_line")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="folder of a run on data=sine_and_line")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
-    parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--blocks", type=int, default=10, help=f"number of blocks of {BLOCK} tasks")
-    parser.add_argument("--samples", type=int, default=50, help="number of sampled functions per task")
+    parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=10, help=f"number of blocks of {BLOCK} tasks (%(default)s)")
+    parser.add_argument("--samples", type=int, default=50, help="number of sampled functions per task (%(default)s)")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
         got = f"--shots {options.shots}, --blocks {options.blocks} and --samples {options.samples}"

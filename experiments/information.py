@@ -1,8 +1,8 @@
 """python -m experiments.information: the information of posteriors about their query sets, and the generalisation gap.
 
-The command runs conf/study/information.yaml with eval.information=true: sib with several KL weights, each evaluated
-after K = 0, ..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted
-study. It writes table.md, table.csv and information.png. docs/information.md defines the columns.
+The command runs conf/study/information.yaml with eval.information=true. The study has sib with several KL weights, each
+evaluated after K = 0, ..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an
+interrupted study. The command writes table.md, table.csv and information.png. docs/information.md defines the columns.
 """
 
 from __future__ import annotations

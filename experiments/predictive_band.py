@@ -1,8 +1,8 @@
 """python -m experiments.predictive_band RUN_DIR --steps 10: plot functions drawn from the posterior of a regression.
 
-The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). It shows functions drawn from the posterior of one test
-task, their mean, and their central 90%. In the left panel the support points are spread over the range of the inputs,
-in the right panel they lie in its left half. The plot has one row per run.
+The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). The functions are drawn from the posterior of one test
+task. The plot also shows their mean, and their central 90%. In the left panel, the support points are spread over the
+range of the inputs. In the right panel, they lie in the left half of this range. The plot has one row per run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Band:
 
 
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
-    """Return the two bands of a run: with support points spread over the range of inputs, and in its left half.
+    """Return the two bands of a run. The support points lie in the whole range of inputs, then in its left half.
 
     Args:
         folder: the folder of a finished run of a regression with one input and one output.
@@ -125,7 +125,7 @@ def _draw_band(axis: Any, band: Band) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("runs", nargs="+", type=user_path, help="folders of finished runs of a regression")
+    parser.add_argument("runs", metavar="RUN_DIR", nargs="+", type=user_path, help="folders of regression runs")
     parser.add_argument("--task", type=int, default=0, help="index of the test task (%(default)s)")
     parser.add_argument("--points", type=int, default=5, help="number of support points (%(default)s)")
     parser.add_argument("--samples", type=int, default=200, help="number of sampled functions (%(default)s)")

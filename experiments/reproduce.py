@@ -45,7 +45,7 @@ class TableConfig:
     size: str = "full"  # full, or smoke: a few training steps of one seed, to test that all rows run
     parts: list[str] = field(default_factory=list)  # parts of the table to run; empty: all that this machine can run
     workers: int = 2  # number of runs in parallel, each on one thread
-    out: str = "RESULTS.md"  # file to which a table of size=full is written; it keeps the sections of other tables
+    out: str = "RESULTS.md"  # file for a table of size=full; sections of other tables are kept
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -69,7 +69,7 @@ def possible(row: Row, config: TableConfig) -> bool:
     """Return whether this machine can run a row of the table. Any machine can run the rows of size=smoke.
 
     Raises:
-        UsageError: the row needs a CUDA device, which is missing, and the user chose its part with parts=.
+        UsageError: no CUDA device is found for a row that needs one, in a part that the user chose with parts=.
     """
     needs = config.table["parts"][row.part].get("needs")
     if needs != "cuda" or config.size == "smoke" or torch.cuda.is_available():
@@ -116,7 +116,7 @@ def with_section(path: Path, name: str, section: str) -> str:
     """Return the text of the page with a section appended, or put in place of the earlier section of the same name.
 
     Args:
-        path: the page, which need not exist yet.
+        path: the page, or the path of a new page.
         name: the name of the table.
         section: the new section.
     """

@@ -1,9 +1,9 @@
 """python -m experiments.rotation_accuracy RUN_DIR: the effect of a descent step on the rotation loss, per class.
 
-RUN_DIR is the folder of a run with guide=sib_rotation, from which the best learner is read. The table shows how often
-this learner predicts the rotation of an image (a multiple of 90 degrees) correctly, how often the prediction is off by
-180 degrees, and the accuracy of the class labels before the rotation step, after the rotation step, and after all inner
-steps. The command writes RUN_DIR/rotation_accuracy/table.md.
+RUN_DIR is the folder of a run with guide=sib_rotation. The best learner of this run predicts by which multiple of 90
+degrees an image was rotated. The table shows how often the predicted rotation is correct, and how often it is off by
+180 degrees. The table also shows the accuracy of the class labels before the rotation step, after the rotation step,
+and after all inner steps. The command writes RUN_DIR/rotation_accuracy/table.md.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
 def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
     """Return metrics of each query image, by name, each of shape [tasks, queries].
 
-    The metrics are the share of the four rotations that are predicted correctly, the share of predictions off by 180
-    degrees, and whether the predicted class is correct before the rotation step, after it, and after all inner steps.
+    Two metrics concern the rotation: the share of the four rotations that are predicted correctly, and the share of
+    predictions off by 180 degrees. Three metrics say whether the predicted class is correct: before the rotation step,
+    after the rotation step, and after all inner steps.
     """
     guide: Any = learner.guide
     observed, num_steps = episodes.observed(), guide.num_steps
@@ -96,9 +97,9 @@ def table_of(metrics: dict[str, Tensor], labels: Tensor, num_classes: int) -> li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run with guide=sib_rotation")
-    parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--tasks", type=int, default=100, help="number of tasks (query minibatches)")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="folder of a run with guide=sib_rotation")
+    parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=100, help="number of tasks, i.e. query minibatches (%(default)s)")
     options = parser.parse_args(arguments)
     if options.tasks < 1:
         raise UsageError(f"expected --tasks >= 1, got {options.tasks}; give a larger number")

@@ -43,8 +43,8 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
 def settings_for(composed: DictConfig, folder: Path) -> Config:
     """Return the settings of the run to start or to continue in the folder.
 
-    A run is continued with resume=. A job of a sweep (-m) also continues a run with the same settings without resume=,
-    since the sweep may have been started again, or a scheduler may have restarted the job.
+    resume= continues a run. A job of a sweep (-m) also continues a run with the same settings without resume=. The
+    reason is that the sweep may have been started again, or a scheduler may have restarted the job.
 
     Raises:
         UsageError: the folder holds another run.

@@ -1,8 +1,8 @@
 """python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
 If all metrics and the scores of all tasks are equal to the last digit, the command prints one line and exits with code
-0. Otherwise it prints both values of each metric that differs, and what may explain the difference (versions, commit,
-machine, data), and exits with code 1.
+0. Otherwise the command exits with code 1, and prints both values of each metric that differs. Versions, commit,
+machine or data may explain the difference, and are printed too.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     run = read_run(folder)
     results, evaluation = score_run(folder, saved_config(folder, []))

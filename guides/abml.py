@@ -21,14 +21,15 @@ from pyro_metabayes.seeding import task_noise
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior over the task weights w, fitted to the support set by K gradient steps from the prior.
 
-    q(w | support) = N(mu^K, diag(sigma^K)^2). Each step of size eta in (mu, log sigma) decreases the loss
+    q(w | support) = N(mu^K, diag(sigma^K)^2). Each step in (mu, log sigma) decreases, over the n support points,
 
-        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) },  w = mu + sigma eps, eps ~ N(0, I),
+        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }.
 
-    over the n support points. (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. The step on
-    the KL is implicit in mu, because explicit steps diverge for a small sigma^0: the step size a = eta / n becomes
-    a / (1 + a inner_kl / (sigma^0)^2). The outer loss is the negative ELBO of the support and query labels together
-    (model.observe=all). w are the weights of a network, or of the head on frozen features.
+    (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. With a = eta / n, the step size is a
+    for log sigma and a / (1 + a inner_kl / (sigma^0)^2) for mu, i.e. the step on the KL is implicit. The outer loss is
+    the negative ELBO of the support and query labels together, plus the hyperprior term
+
+        -hyper_weight log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)].
 
     Args:
         num_steps: number of inner steps K.
@@ -36,8 +37,7 @@ class Guide(pyro_metabayes.Guide):
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         inner_samples: number of Monte-Carlo samples of w per inner step.
         inner_kl: weight of the KL in an inner step. Choose it below 1: the full KL outweighs a few support points.
-        hyper_weight: weight of the hyperprior term -log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)] in the loss,
-            in nats per task: 1 / (number of training tasks), or 0 for an unlimited number.
+        hyper_weight: weight of the hyperprior, in nats per task: 1 / (number of training tasks); 0 for unlimited tasks.
         shape: shape of the Gamma hyperprior on the precisions of the prior.
         rate: rate of the Gamma hyperprior on the precisions of the prior.
 
@@ -86,7 +86,7 @@ class Guide(pyro_metabayes.Guide):
         return _normal(descend(start, gradient, rate, self.num_steps))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return -hyper_weight log p(mu^0, sigma^0), in nats [tasks], where p is the hyperprior."""
+        """Return the hyperprior term of the loss, in nats [tasks]; {} if hyper_weight is 0."""
         if not self.hyper_weight:
             return {}
         prior = innermost(self._prior(episodes))
@@ -96,7 +96,7 @@ class Guide(pyro_metabayes.Guide):
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
 
     def _rate(self, observed: Observed, prior: TorchDistribution) -> Tensor:
-        """Return step sizes a / (1 + a inner_kl / (sigma^0)^2) for mu, and a for log sigma, [2, tasks, *shape of w]."""
+        """Return the step sizes for mu and for log sigma, [2, tasks, *shape of w]."""
         explicit = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
         of_loc = explicit / (1 + explicit * self.inner_kl / prior.variance)
         return torch.stack((of_loc, explicit.expand_as(of_loc)))

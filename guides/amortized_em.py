@@ -1,4 +1,4 @@
-"""Amortized expectation maximisation: unrolled EM on the query set, whose E-step is a network.
+"""Amortized expectation maximisation: EM on the query set, with a network as E-step.
 
 EM for class means from unlabelled points: Ren et al., "Meta-Learning for Semi-Supervised Few-Shot Classification", ICLR
 2018 (arXiv 1803.00676). A network that replaces a step which needs labels: Hu et al. 2020 (arXiv 2004.12696).
@@ -24,21 +24,23 @@ from pyro_metabayes.transductive.balance import check_balance, refuse_base_class
 class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier, by K steps of expectation maximisation (EM) with a learned E-step.
 
-    q(w | support, x_query) = delta(w^K), where w^K classifies by the class means after K steps. The E-step is a
-    network, whose inputs are a query, the neighbours of the query and the predicted class shares, i.e. the fraction of
-    the queries in each class. The rates of the M-step and the temperature of the predictions are learned functions of
-    statistics of the task (`AmortizedSteps`). No parameter depends on the number of features or of classes, so one
+    q(w | support, x_query) = delta(w^K). w^K classifies by the class means after K steps.
+
+    The E-step is a network. The inputs of the network are a query, the neighbours of the query, and the share of the
+    queries in each class. The rates of the M-step and the temperature of the predictions are learned functions of
+    statistics of the task (`AmortizedSteps`). No parameter depends on the number of features or of classes. So one
     guide serves any features, way, shot and number of queries. The features must have unit length, such as those of
     backbone=task_frame.
 
+    In training, the number of steps is random between K/2 and 3K/2, and every step has a loss. The class shares count
+    as known in a quarter of the tasks with balanced queries.
+
     Args:
-        num_steps: number of EM steps K. In training, the number of steps is random between K/2 and 3K/2, and every
-            step has a loss. So each step improves the predictions, and additional steps do not worsen the predictions.
+        num_steps: number of EM steps K.
         width: number of channels of the network per pair of query and class.
-        balance: whether the class shares of the queries are known.
+        balance: whether the class shares of the queries are known in predictions.
             `unknown`: the guide estimates the shares.
-            `known`: each class has equally many queries, and every step projects the assignments to equal shares. In
-                training, the shares count as known in a quarter of the balanced tasks.
+            `known`: each class has equally many queries. Every step projects the assignments to equal shares.
 
     Raises:
         UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.
@@ -76,9 +78,9 @@ class Guide(pyro_metabayes.Guide):
         return self._classifier(last)
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return half the mean loss of the classifiers before the last step [tasks]; {} outside training.
+        """Return half the mean loss of all steps but the last [tasks]; {} outside training.
 
-        The loss is the NLL per query divided by log(number of classes), as for objective=mean_score.
+        The loss of a step is the NLL per query divided by log(number of classes), as for objective=mean_score.
         """
         earlier, self._earlier = self._earlier, []
         if not earlier:  # not in training
@@ -99,14 +101,14 @@ class Guide(pyro_metabayes.Guide):
     def _weights(self, classifier: Directions) -> Tensor:
         """Return weights of the head, [tasks, classes, features + 1], that reproduce the logits of the classifier.
 
-        The head multiplies its logits by a scale, so the weights are divided by this scale.
+        The head multiplies its logits by a scale. So the weights are divided by this scale.
         """
         head = linear_head(self.model, "guide=amortized_em")
         return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 
 def _told(episodes: Episodes) -> Tensor:
-    """Return 1 with probability 1/2 for each task that has equally many queries in each class, else 0, [tasks]."""
+    """Return 1 for a random half of the tasks with equally many queries per class, 0 for all other tasks, [tasks]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
     told = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0

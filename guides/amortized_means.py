@@ -35,10 +35,12 @@ class Guide(pyro_metabayes.Guide):
 
         w_c = s m_c / |m_c| + r sum_j a_jc x_j,    a = (X X^T + lambda I)^-1 (Y - 1/C).
 
-    m_c is the mean of class c. X [support points, features] are the support points x_j, with one-hot labels Y. The
-    scales s, r and lambda are learned functions of statistics of the support set: way, shots, lengths and cosines of
-    the class means, and statistics from backbone=task_frame (0 with another backbone). No parameter depends on the
-    number of features or of classes. The features must have unit length, such as those of backbone=task_frame.
+    m_c is the mean of class c. X [support points, features] holds the support points x_j, and Y their one-hot labels.
+
+    The scales s, r and lambda are learned functions of statistics of the support set. These statistics are the way, the
+    shots, and the lengths and cosines of the class means. backbone=task_frame adds further statistics. No parameter
+    depends on the number of features or of classes. The features must have unit length, such as those of
+    backbone=task_frame.
 
     Raises:
         UsageError: the head is not linear.
@@ -77,7 +79,7 @@ def _ridge(observed: Observed, labels: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _statistics(directions: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
-    """Return 7 statistics of each support set [tasks, 7], scaled to values of the order of 1.
+    """Return 7 statistics of each support set [tasks, 7], each scaled to order 1.
 
     Args:
         directions: class means scaled to unit length [tasks, classes, features].

@@ -24,23 +24,25 @@ SINKHORN_ITERATIONS = 100
 class Guide(pyro_metabayes.Guide):
     """Point estimate at rectified prototypes, i.e. weighted means of support points and confident queries.
 
-    q(w | support, x_query) = delta(P'), where P_c is the mean of class c in the support set, and
+    q(w | support, x_query) = delta(P'). First the queries are shifted. Then the prototypes P' are computed:
 
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
         P'_c = sum_i w_ic x_i,    w_ic = exp(eps cos(x_i, P_c)) / sum_j exp(eps cos(x_j, P_c)).
 
-    The sums are over the support points of class c and the Z most confident queries with pseudo-label c. The
-    pseudo-label is the class with the largest cosine. The logit of class c is (x_i + xi) . P'_c, with P'_c scaled to
-    unit length. The weights of the head represent xi . P'_c as a term per class. The predicted class is the class with
-    the largest cosine, as published. Probabilities differ from the paper, whose logits also divide by |x_i + xi|.
+    P_c is the mean of class c in the support set. The sums are over the support points of class c and the Z most
+    confident queries with pseudo-label c. The pseudo-label of a query is the class with the largest cosine.
+
+    The logit of class c for a query x is (x + xi) . P'_c, with P'_c scaled to unit length. The weights of the head
+    represent xi . P'_c as a term per class. The predicted class is the class with the largest cosine, as published.
+    Probabilities differ from the paper, whose logits also divide by |x + xi|.
 
     Args:
         most_confident: number Z of queries per class that enter the prototypes.
-        sharpness: factor eps of the cosines in w_ic before training. The factor is learned. The paper uses 10.
-            Features with small cosines need about 1.
+        sharpness: factor eps of the cosines in w_ic before training. The factor is learned. The paper uses 10. Features
+            with small cosines need about 1.
         balance: whether the class shares of the queries are known.
             `unknown`: as published.
-            `known`: each class has equally many queries; pseudo-labels and predictions are projected to equal shares.
+            `known`: each class has equally many queries. Pseudo-labels and predictions are projected to equal shares.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.
@@ -79,7 +81,7 @@ class Guide(pyro_metabayes.Guide):
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
         """Return whether a query is among the most confident queries with pseudo-label c, [tasks, queries, classes].
 
-        At most `most_confident` queries per class are included, and further queries only if confidences are equal.
+        Each class has at most `most_confident` such queries, or more if confidences are equal.
         """
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)

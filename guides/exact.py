@@ -12,9 +12,8 @@ from pyro_metabayes.inference.capabilities import Conjugate
 class Guide(pyro_metabayes.Guide):
     """Exact posterior p(w | labels) over the task weights w, in closed form.
 
-    Predictions use the labels of the support set. Training uses the labels that `model.observe` names. With
-    this guide, the sampled ELBO equals the log evidence for every single sample. Training of the prior is then
-    empirical Bayes without approximation.
+    Predictions use the labels of the support set. Training uses the labels that `model.observe` names. The sampled ELBO
+    equals the log evidence for every sample. So training of the prior is empirical Bayes without approximation.
 
     Raises:
         UsageError: the model has no exact posterior.

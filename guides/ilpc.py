@@ -30,13 +30,13 @@ class Guide(pyro_metabayes.Guide):
     Each round of Algorithm 1 computes, for the support points followed by the queries,
 
         Z = (I - alpha W)^-1 Y,    Y the labels of the support points and of the queries labelled so far (eq. 4 and 5),
-        P = the transport plan nearest to Z^power whose class totals are the numbers of queries without a label,
-        l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points.
+        P = transport plan nearest to Z^power, with the number of queries still to be labelled as total of each class,
+        l_i = mean loss of point i with the label argmax P_i, while a linear classifier is trained on all points.
 
-    After each round, the `per_class` unlabelled queries of each class with the smallest l_i receive the label argmax
-    P_i, until every query has a label. All classes are assumed to have equally many queries. W is the graph of nearest
-    neighbours, with edges of weight cosine^3. The posterior is delta(w), where w reproduces the logits P times the
-    learned scale of the head: exactly if a task has at most (number of features + 1) points, else by least squares.
+    W is the graph of nearest neighbours, with edges of weight cosine^3. In each class, the `per_class` unlabelled
+    queries with the smallest l_i then receive the label argmax P_i. Each class is assumed to have equally many queries.
+    The posterior is delta(w), where the logits of w are P times the learned scale of the head. The logits are exact if
+    a task has at most (number of features + 1) points, else a least-squares fit.
 
     Args:
         num_neighbours: number of neighbours of each point in the graph.
@@ -96,10 +96,10 @@ class Guide(pyro_metabayes.Guide):
         return state.targets
 
     def _round(self, state: Labelling, x: Tensor, mask: Tensor, spread: Tensor) -> None:
-        """Run one round: assign the queries without a label to classes, and label those with the smallest losses.
+        """Run one round: assign the unlabelled queries to classes, then label the queries with the smallest losses.
 
         Args:
-            state: the labels and assignments so far, which the round changes.
+            state: the labels and assignments so far. The round changes the state.
             x: support points followed by queries [tasks, points, features].
             mask: whether a point counts [tasks, points].
             spread: the propagation matrix (I - alpha W)^-1 [tasks, points, points].

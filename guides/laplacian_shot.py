@@ -35,10 +35,11 @@ class Guide(pyro_metabayes.Guide):
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
         m'_c = (1 / |X_c|) sum_{i in X_c} softmax_c(sharpness * cos(x_i, m_.)) x_i.
 
-    m_c is the mean of class c in the support set. X_c is the set of all support points and queries that have a larger
-    cosine with m_c than with the other class means; if X_c is empty, m'_c = m_c. With a linear head,
-    the weights compare x_i + xi with m'_c by the squared distance. The model classifies a query by these distances and
-    by the assignments of the neighbours of the query.
+    m_c is the mean of class c in the support set. X_c is the set of support points and queries with a larger cosine to
+    m_c than to the other class means. If X_c is empty, m'_c = m_c.
+
+    The model classifies a query x by two terms: the distances from x + xi to m', and the assignments of the neighbours
+    of x. With a linear head the distances are squared Euclidean distances.
 
     Args:
         sharpness: inverse temperature of the softmax before training. The inverse temperature is learned.

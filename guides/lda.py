@@ -26,8 +26,8 @@ class Guide(pyro_metabayes.Guide):
         Sigma = (1 - alpha) S + alpha diag(tau),    S = (1/n) sum_i (x_i - m_{y_i}) (x_i - m_{y_i})^T.
 
     m_c is the mean of class c over the n support points. With one shot S = 0. tau is the within-class variance of each
-    of the D features. alpha and tau are learned across tasks. By the Woodbury identity, only matrices of size [n, n]
-    instead of [D, D] are factorised.
+    feature. alpha and tau are learned across tasks. By the Woodbury identity, only matrices of size [n, n] are
+    factorised.
 
     Args:
         shrinkage: weight alpha of the diagonal covariance before training, in (0, 1).
@@ -58,7 +58,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(linear_head(self.model, "guide=lda").rows(directions, offsets), event_dim=2)
 
     def _solve(self, observed: Observed, means: Tensor) -> Tensor:
-        """Return Sigma^-1 m_c for the class means m_c; both are of shape [tasks, classes, features]."""
+        """Return Sigma^-1 m_c for class means m_c, in the shape of the means [tasks, classes, features]."""
         alpha = self.shrinkage_logit.sigmoid()
         precision = (-self.log_variance).exp() / alpha  # of the shrinkage target, [features]
         mask = observed.support_mask.unsqueeze(-1)

@@ -20,7 +20,7 @@ from pyro_metabayes.seeding import task_draws
 
 @runtime_checkable
 class DecodesLatents(Protocol):
-    """Model that decodes its weights from a latent vector z, after adapting z to the support set (model=leo)."""
+    """Model that adapts a latent vector z to the support set and decodes its weights from z (model=leo)."""
 
     num_latents: int
     sample_at_test: bool
@@ -36,18 +36,20 @@ class DecodesLatents(Protocol):
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior over the latent vector z_n of each class n, computed by an encoder from the support set.
 
-    q(z_n | support) = N(mu_n, sigma_n^2), where (mu_n, s_n) is the mean of g(h_i, h_j) over the support points i of
-    class n and all support points j. h = encoder(x), and g is the relation network (eq. 3) with two hidden layers.
-    sigma_n is a softplus of s_n (released code: max(exp(s_n) - 1, 1e-10)). With model.copies > 1 a class has several
-    latent vectors, which are independent draws. In a regression the encoder takes (x, y), a task has one latent vector,
-    and the mean is over all pairs. For classes the networks have no biases, as in the released code. Predictions use
-    z = mu by default.
+    q(z_n | support) = N(mu_n, diag(sigma_n^2)), with the relation network g (eq. 3) of two hidden layers and
+
+        (mu_n, s_n) = mean of g(h_i, h_j) over the support points i of class n and all support points j,
+        h_i = encoder(x_i),    sigma_n = softplus of s_n    (released code: max(exp(s_n) - 1, 1e-10)).
+
+    In a regression a task has one latent vector. The encoder then takes (x_i, y_i), and the mean is over all pairs. For
+    classes the networks have no biases. With model.copies > 1 a class has several latent vectors, drawn independently.
+    Predictions use z = mu by default.
 
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
         scale: standard deviation sigma where s is 0.
         encoder_penalty: weight, in nats per task, of the mean squared change of a draw of z by the adaptation. The
-            adapted z is treated as a constant, which is the only stop-gradient of the method.
+            adapted z is treated as a constant.
 
     Raises:
         UsageError: a setting is out of range, or the model does not decode latents.
@@ -88,10 +90,7 @@ class Guide(pyro_metabayes.Guide):
         return self._q(episodes, self.leo.dropped(episodes.support_x, episodes))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return the L2 penalty of encoder and relation network (weight model.l2) and the encoder penalty.
-
-        Both are in nats, of shape [tasks].
-        """
+        """Return the L2 penalty of the two networks (weight model.l2) and the encoder penalty, in nats [tasks]."""
         terms = {"encoder_l2": self.leo.l2 * (half_square(self.encoder) + half_square(self.relation))}
         terms = {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
         if self.encoder_penalty:

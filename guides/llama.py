@@ -21,14 +21,16 @@ class Guide(pyro_metabayes.Guide):
 
     q(w | support) = delta(theta^K), and the loss of a task is
 
-        -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN of -log p(y_query | theta^K).
+        -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN.
 
-    GGN is the generalised Gauss-Newton matrix, so H is the curvature on the query set. The published loss is not a
-    Laplace approximation of the evidence, because of its weight and because log p(theta^K | theta^0) is missing. For a
-    Laplace approximation use `guide=laplace`. The paper approximates the GGN by K-FAC, with too large a rank for few
-    points. Here the determinant is exact, by the matrix determinant lemma. The correction enters objective=elbo,
-    objective=importance_weighted and Pyro's SVI as the log density of q at theta^K. objective=monte_carlo ignores the
-    correction.
+    GGN is the generalised Gauss-Newton matrix of -log p(y_query | theta^K). So H is the curvature on the query set. The
+    determinant is exact, by the matrix determinant lemma. The paper approximates the GGN by K-FAC.
+
+    The published loss is not a Laplace approximation of the evidence: its weight is not 1, and log p(theta^K | theta^0)
+    is missing. For a Laplace approximation use `guide=laplace`.
+
+    The correction is the log density of q at theta^K in objective=elbo, objective=importance_weighted and Pyro's SVI.
+    objective=monte_carlo ignores the correction.
 
     Args:
         weight: weight of the correction 1/2 log det H; 1e-6 as published.

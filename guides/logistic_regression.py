@@ -1,7 +1,7 @@
 """Multinomial logistic regression on the support set, with a learned Gaussian prior.
 
-Newton's method in the space of the logits finds the mode of the posterior: Rasmussen and Williams, "Gaussian Processes
-for Machine Learning", MIT Press 2006, section 3.5 and algorithm 3.3.
+Newton's method in the space of the logits: Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press
+2006, section 3.5 and algorithm 3.3.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ class Guide(pyro_metabayes.Guide):
 
         theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1).
 
-    The sum is over the n support points. The weights w_c = (v_c, b_c) of class c are a direction and an offset, s is
-    the scale of the head, and Lambda is diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c, where phi is the
-    matrix of support points s (x_i, 1), a_ic = [y_i = c] - p_ic, and p_ic is the predicted probability. Newton's
-    method runs on the logits of the n points, with a line search. Gradients flow through the last step only, which is
-    exact at the maximum by the implicit function theorem. Training learns the prior from the loss on the query set.
+    The sum is over the support points. w_c = (v_c, b_c) are the direction and the offset of class c. s is the scale of
+    the head. Lambda is diagonal. Training learns the prior from the loss on the query set. Newton's method with a line
+    search finds theta. Gradients flow through the last step only, which is exact at the maximum by the implicit
+    function theorem.
 
     Args:
         posterior: the family of q.
-            `delta`: the point estimate theta, for objective=monte_carlo, whose loss has no term -log p(w).
+            `delta`: the point estimate theta, for objective=monte_carlo. This loss has no term -log p(w).
             `laplace`: the Laplace approximation around theta, for objective=elbo.
         num_steps: number of Newton steps.
 
@@ -71,7 +70,8 @@ class Guide(pyro_metabayes.Guide):
 class _Newton:
     """Newton's method for coefficients a_ic of support point i and class c, [tasks, support points, classes].
 
-    The logits of class c are f0_c + K_c a_c. Their prior mean is f0_c, their covariance K_c = phi Lambda_c^-1 phi^T.
+    The weights are w_c = mu_c + Lambda_c^-1 phi^T a_c, where row i of phi is s (x_i, 1). The logits are f0_c + K_c a_c,
+    with prior mean f0_c and prior covariance K_c = phi Lambda_c^-1 phi^T.
     """
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
@@ -89,11 +89,11 @@ class _Newton:
         return self._step(a.detach())
 
     def _smoothed(self, a: Tensor) -> Tensor:
-        """Return K_c a_c, i.e. the logits minus their prior mean, for a [..., tasks, support points, classes]."""
+        """Return K_c a_c, i.e. logits minus prior mean, for coefficients a [..., tasks, support points, classes]."""
         return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
 
     def _step(self, a: Tensor) -> Tensor:
-        """Return a after a full Newton step (algorithm 3.3 of the book): b - E K b + E R (sum_c E_c)^-1 R^T E K b."""
+        """Return a after a full Newton step, b - E K b + E R (sum_c E_c)^-1 R^T E K b (symbols of algorithm 3.3)."""
         smoothed = self._smoothed(a)
         p = (self.offset + smoothed).softmax(-1) * self.mask
         b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p
@@ -107,14 +107,14 @@ class _Newton:
         return b - c.mT + (e @ common).squeeze(-1).mT
 
     def _longest(self, a: Tensor, full: Tensor) -> Tensor:
-        """Return a + t (full - a) for each task. Of t = 1, 1/2, ..., 1/32, t has the largest log posterior."""
+        """Return a + t (full - a). Of t = 1, 1/2, ..., 1/32, each task takes t with the largest log posterior."""
         lengths = SHORTER ** torch.arange(CANDIDATES, dtype=a.dtype, device=a.device)
         candidates = a + lengths.view(-1, 1, 1, 1) * (full - a)
         best = self._log_posterior(candidates).argmax(0)  # [T]
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """Return the log posterior of logits: sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c + constant, in nats."""
+        """Return the log posterior sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c + constant of logits f, in nats."""
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

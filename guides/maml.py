@@ -19,24 +19,25 @@ from pyro_metabayes.inference.initialisation import initialisation_of_latent
 class Guide(pyro_metabayes.Guide):
     """Point estimate theta^K of the task weights w, after K gradient steps on the support set from theta^0.
 
-    q(w | support) = delta(theta^K), where each step of size eta is, over the n support points (x_i, y_i),
+    q(w | support) = delta(theta^K). Each step of size eta uses the n support points (x_i, y_i):
 
         theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k).
 
-    With a flat prior the negative ELBO is the loss of MAML, -log p(y_query | theta^K). w holds all weights of a network
-    (model=neural_regression), or the weights of the head on features of a frozen backbone (model=few_shot_classifier).
+    With a flat prior the negative ELBO is the loss of MAML, -log p(y_query | theta^K). With model=neural_regression, w
+    holds all weights of a network. With model=few_shot_classifier, w holds the weights of the head on frozen features.
     The published MAML adapts the backbone too. (Finn, Abbeel and Levine 2017, arXiv 1703.03400.)
 
     Args:
         num_steps: number of inner steps K.
-        step_size: MAML's step size alpha. For classes alpha refers to the mean cross-entropy, and eta = alpha. In a
-            regression alpha refers to the mean squared error, and eta = 2 noise^2 alpha. None: the `inner_step_size` of
-            the model, 0.4 for classes and 0.01 in a regression (Finn et al.).
+        step_size: MAML's step size alpha.
+            For classes, alpha refers to the mean cross-entropy, and eta = alpha.
+            In a regression, alpha refers to the mean squared error, and eta = 2 noise^2 alpha.
+            None: the `inner_step_size` of the model, 0.4 for classes and 0.01 in a regression (Finn et al.).
         learn_step_size: whether alpha is learned, starting at step_size. A fixed alpha may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant (FOMAML).
         initialisation: the weights theta^0 before the first step.
             `global`: a learned vector, shared by all tasks.
-            `prior`: the mean of the Gaussian prior; the ELBO then adds -log p(theta^K) to the outer loss.
+            `prior`: the mean of the Gaussian prior. The ELBO then adds -log p(theta^K) to the outer loss.
             `support`: the class means (Proto-MAML, Triantafillou et al. 2020), in classification.
 
     Raises:

@@ -1,8 +1,8 @@
 """VERSA: the conditional prior makes the predictions. The loss is a Monte-Carlo estimate of the predictive NLL.
 
-Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019 (arXiv 1805.09921). No term of the
-objective rewards a positive variance, so the conditional prior collapses (Iakovleva et al., ICML 2020, arXiv
-2008.12037).
+Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019 (arXiv 1805.09921). The variance of the
+conditional prior collapses, since no term of the objective rewards a positive variance (Iakovleva et al., ICML 2020,
+arXiv 2008.12037).
 """
 
 from __future__ import annotations

@@ -24,15 +24,17 @@ LEAST = 1e-6  # added to a class share to make its logarithm finite
 class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier by class centroids m_c, with a penalty on the entropy of the class shares.
 
-    q(w | support, x_query) = delta(w), where w represents (m, h) after K steps of Algorithm 1,
+    q(w | support, x_query) = delta(w). w represents m and h after K steps of Algorithm 1,
 
         u_i = softmax_c(-tau/2 |z_i - m_c|^2 + class_weight h_c),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic).
 
-    z_i are the features of the Q queries and n_c the number of support points of class c. m starts at the class means
-    and h at 0. Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class
-    shares, with the barrier sum_i u_i log u_i. With a head of scale s, predictions are proportional to u_ic^s after
-    K steps. The steps have no parameters. Only the scale of the head is learned.
+    z_i are the features of the Q queries. n_c is the number of support points of class c. m starts at the class means,
+    and h starts at 0.
+
+    Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class shares. The
+    objective also contains the barrier sum_i u_i log u_i. With a head of scale s, predictions are proportional to
+    u_ic^s after K steps. Only the scale of the head is learned.
 
     Args:
         num_steps: number of steps K.
@@ -40,8 +42,8 @@ class Guide(pyro_metabayes.Guide):
         temperature: factor tau of the squared distances.
         scaling: the features z.
             `none`: the features of the backbone, of unit length.
-            `range`: each feature divided by its range over the queries of the task, as in the released code (with
-                tau = 1). Features without information then have the same weight as other features.
+            `range`: each feature divided by its range over the queries of the task, as in the released code (with tau =
+                1). Features without information then have the same weight as other features.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.

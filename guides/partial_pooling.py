@@ -24,19 +24,19 @@ from pyro_metabayes.seeding import task_noise, task_subset
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior over the effects w of a group: the prior, conditioned on one pseudo-observation per point.
 
-    The prior is N(m, A^-1). A point (x_i, y_i) is replaced by the pseudo-observation u_i = b_i . w + e_i, with noise
-    e_i ~ N(0, 1). So q(w | points) is Gaussian with
+    The prior is N(m, A^-1). Point (x_i, y_i) is replaced by a pseudo-observation u_i = b_i . w + noise of variance 1.
+    So q(w | points) is Gaussian with
 
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i),    u_i = c (x_i, y_i) + g(x_i, y_i).
 
     The linear maps B and c and the networks f and g are learned. Without points q is the prior. B and c alone can
     represent the exact posterior of a linear mixed model (`linear_maps`). Each output k of a regression has its own
-    set of points (x_i, y_ik).
+    points (x_i, y_ik).
 
-    If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
-    negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains
-    only B, c, f and g, by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
+    Training adds the negative ELBO of a random subset of the points of each group, with a uniformly distributed size.
+    Without subsets, groups with equal inputs would determine only sums over points. The term trains only B, c, f and g,
+    by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
 
     Args:
         num_features: number of features of an input x.
@@ -44,8 +44,8 @@ class Guide(pyro_metabayes.Guide):
         num_targets: number of outputs per point.
         particles: number of samples for the ELBO of subsets.
         num_hidden: width of the networks f and g; 0 omits these networks.
-        row_weights: 1 if the last feature is r_i, the root of the weight of row i, else 0. With 1, r_i multiplies
-            the other features and y_i.
+        row_weights: 1 if the last feature of row i is the square root r_i of the row's weight, else 0. With 1, r_i
+            multiplies the other features and y_i.
 
     Raises:
         UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.

@@ -28,10 +28,13 @@ class AdaptsInTheLikelihood(Protocol):
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior over the initial weights theta. Its mean is the prior mean mu after one step on the query set.
 
-    In training q(theta | query) = N(mu - (gamma_q / n) grad L(mu), diag(v^2)), where L = -log p(y_query | x_query, mu)
-    is the loss of the n query points. Predictions use the prior p(theta | support) of model=platipus, whose likelihood
-    takes model.num_steps gradient steps on the support set. The ELBO bounds log p(y_query | support) of this model. On
-    frozen features theta holds the weights of the head.
+    In training, with the loss L of the n query points,
+
+        q(theta | query) = N(mu - (gamma_q / n) grad L(mu), diag(v^2)),    L(mu) = -log p(y_query | x_query, mu).
+
+    Predictions use the prior p(theta | support) of model=platipus. The likelihood of this model takes model.num_steps
+    gradient steps on the support set. The ELBO bounds log p(y_query | support). On frozen features theta holds the
+    weights of the head.
 
     Args:
         step_size: step size gamma_q before training, on the mean loss over query points. gamma_q is learned.

@@ -20,15 +20,16 @@ from pyro_metabayes.transductive.refinement import Refinement
 class Guide(pyro_metabayes.Guide):
     """Point estimate at the class means m after K steps that assign the queries to classes by optimal transport.
 
-    q(w | support, x_query) = delta(m^K), where each step of Algorithm 1 is
+    q(w | support, x_query) = delta(m^K). Each step of Algorithm 1 is
 
         P = argmin over transport plans of sum_ic P_ic |x_i - m_c|^2 - entropy(P) / lambda,
         m_c <- m_c + alpha ((sum_{support of c} x_i + sum_query P_ic x_i) / (n_c + sum_query P_ic) - m_c).
 
     n_c is the number of support points of class c. A plan P gives total mass 1 to each query and equal totals to all
-    classes. P is Sinkhorn's projection of softmax(-lambda |x_i - m_c|^2). With the linear head, lambda is the scale of
-    the head times the sharpness. The predictions are the plan at m^K: the weights contain a term per class for equal
-    totals.
+    classes. P is Sinkhorn's projection of softmax(-lambda |x_i - m_c|^2).
+
+    With the linear head, lambda is the scale of the head times the sharpness. The predictions are the plan at m^K. So
+    the weights contain a term per class for equal totals.
 
     Args:
         num_steps: number of steps K.
@@ -38,7 +39,7 @@ class Guide(pyro_metabayes.Guide):
             `known`: equal totals, as published.
             `unknown`: no constraint.
             `estimated`: the class shares of the previous step enter the logits, as in `soft_kmeans`.
-        sharpness: ratio of lambda to the inverse temperature of the predictions, before training.
+        sharpness: lambda divided by the inverse temperature of the predictions, before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.

@@ -22,15 +22,14 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior whose mean theta^K is found by K steps of descent with a network xi instead of gradients.
 
-    q(w | support, x_query) = N(theta^K, diag(sigma^2)). The start is theta^0 = lambda(support), and each step of
-    Algorithm 1 is
+    q(w | support, x_query) = N(theta^K, diag(sigma^2)). The start is theta^0 = lambda(support). A step is (Algorithm 1)
 
         theta^{k+1} = theta^k - eta { E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ]
                                       + inner_kl d KL(q_{theta^k}, p_psi) / d theta }.
 
-    yhat_i = outputs(w, x_i) are the logits of query i at w = theta^k + sigma eps, eps ~ N(0, I). xi predicts the
-    gradient of the loss in yhat_i without the query label. This is eq. 9 with a sum over queries instead of a mean, as
-    in the ICLR version. The steps change theta only, not sigma.
+    yhat_i = outputs(w, x_i) are the logits of query i at w = theta^k + sigma eps, with eps ~ N(0, I). xi predicts the
+    gradient of the loss in yhat_i, without the query label. p_psi is the prior. The steps change theta only, not sigma.
+    This is eq. 9 with a sum over queries instead of a mean, as in the ICLR version.
 
     Args:
         num_steps: number of inner steps K.
@@ -53,8 +52,8 @@ class Guide(pyro_metabayes.Guide):
         inner_samples: number of draws of w in an inner step; 0 uses w = theta^k, as in the released code.
         balance: whether the class shares of the queries are known.
             `unknown`: predictions are not projected.
-            `known`: each class has equally many queries. theta^K receives a term per class that projects its
-                predictions to equal shares (`pyro_metabayes/transductive/balance.py`).
+            `known`: each class has equally many queries. A term per class in theta^K projects the predictions to equal
+                shares (`pyro_metabayes/transductive/balance.py`).
 
     Raises:
         UsageError: a setting is out of range, or the model lacks what a setting needs.
@@ -106,9 +105,9 @@ class Guide(pyro_metabayes.Guide):
         return around(balanced(self.balance, self.model, theta, observed), scale)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set the start lambda to weights [classes, features] of a cosine classifier; all tasks have these classes.
+        """Set the start lambda to weights [classes, features] of a cosine classifier, before training.
 
-        Called before training. Has an effect only with initialisation=global.
+        All tasks have the classes of this classifier. Has an effect only with initialisation=global.
         """
         if isinstance(self.start, LearnedPoint):
             self.start.start_at_classes(self.model, weights)

@@ -21,11 +21,13 @@ class Guide(pyro_metabayes.Guide):
     """Posterior q(w | support, x_query) of guide=sib without inner KL and inner samples, for ablations.
 
     Args:
-        reduction: `sum` over the queries in an inner step, as in `sib`, or `mean`, as in the printed eq. 9.
+        reduction: how an inner step combines the queries.
+            `sum`: a sum over the queries, as in `sib`.
+            `mean`: a mean over the queries, as in the printed eq. 9.
         normalisation: the queries over which the channels of the synthetic-gradient network are normalised.
             `task`: the queries of a task, as in `sib`.
-            `batch`: the queries of all tasks of a batch, as in the released code with more than one task per step.
-                The predictions of a task then depend on the other tasks.
+            `batch`: the queries of all tasks of a batch, as in the released code with more than one task per step. The
+                predictions of a task then depend on the other tasks.
             `none`: no normalisation.
     The other arguments are those of `sib`.
 

@@ -20,14 +20,14 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
-    """Posterior that a trained guide=sib would have if its network predicted the true gradient of the query loss.
+    """Posterior of guide=sib with the true gradient of the query loss in place of the synthetic gradient.
 
-    training_posterior is N(theta^K, diag(sigma^2)), where each step over the query points (x_i, y_i) is
+    training_posterior is N(theta^K, diag(sigma^2)). Each step over the query points (x_i, y_i) is
 
         theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta }.
 
-    `posterior`, which makes the predictions, is the posterior of `sib` and uses no query label. To evaluate a
-    trained `sib`, this guide takes the weights and settings of `sib`. The arguments are those of `sib`.
+    Predictions use `posterior`, which is the posterior of `sib` and uses no query label. To evaluate a trained `sib`,
+    this guide takes the weights and settings of `sib`. The arguments are those of `sib`.
     """
 
     num_steps: int

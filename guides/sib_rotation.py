@@ -21,13 +21,13 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior of guide=sib, whose start is a learned point lambda after one step on a rotation loss.
 
-    q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic-gradient steps as in `sib`, starting at
+    q(w | x_query) = N(theta^K, diag(sigma^2)). The K synthetic-gradient steps of `sib` start at
 
         theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda.
 
-    L_rot is the loss of RotationHead, a network that predicts by which multiple of 90 degrees each query was rotated.
-    This network is trained by the term rotation_weight L_rot(lambda) in the loss. If all tasks have the same classes,
-    lambda starts at the pretrained classifier, else at random weights.
+    L_rot is the loss of RotationHead. This network predicts by which multiple of 90 degrees each query was rotated. The
+    term rotation_weight L_rot(lambda) in the loss trains RotationHead. If all tasks have the same classes, lambda
+    starts at the pretrained classifier, else at random weights.
 
     Args:
         rotation_step_size: step size on the rotation loss; 0 omits this step and the rotation term in the loss.
@@ -89,12 +89,12 @@ class Guide(pyro_metabayes.Guide):
         return around(theta, None if self.scale is None else self.scale(start))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return rotation_weight times the rotation loss at lambda, in nats [tasks], which trains RotationHead."""
+        """Return rotation_weight times the rotation loss at lambda, in nats [tasks]. This term trains RotationHead."""
         if self.rotation is None or not self.rotation_weight:
             return {}
         point = self.start(self.model, episodes)
         return {"rotation": self.rotation_weight * self.rotation.loss(self.model, point, episodes)}
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set the point lambda to weights [classes, features] of a cosine classifier; all tasks have these classes."""
+        """Set lambda to weights [classes, features] of a cosine classifier, whose classes are those of all tasks."""
         self.start.start_at_classes(self.model, weights)

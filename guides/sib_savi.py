@@ -21,24 +21,25 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """Posterior that takes one step with the query labels from a conditional prior, which is the posterior of SIB.
+    """Posterior after one step with the query labels. The step starts at the posterior of SIB, which is the prior.
 
-    The prior p(w | support, x_query) = N(theta^K, Sigma) makes the predictions. theta^K are the weights after the K
-    steps of `sib`; prior=guided makes p the prior of the model. The posterior in training uses the query labels:
+    Predictions use the prior p(w | support, x_query) = N(theta^K, Sigma), with prior=guided. theta^K are the weights
+    after the K steps of `sib`. The posterior in training uses the query labels:
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
     h is the precision that the labels of a task add. KL(q, p) is the information in the labels beyond the inputs. As
-    sigma -> 0, the KL tends to 0, and the bound tends to the bound of the point estimate. (docs/cold-posterior.md)
+    sigma -> 0, the KL tends to 0, and the bound tends to the bound of the point estimate (docs/cold-posterior.md).
 
     Args:
-        label_precision: precision h before training. With 0, q = p and the KL is 0, so that training drives sigma to 0.
-        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned, starting at 0.
-            H_c is the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
-        between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. Sigma
-            = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, where m_c = theta^K_c - mean over classes. In Sigma_q, kappa^2 is
-            replaced by 1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
+        label_precision: precision h before training. With 0, q = p and the KL is 0, so training drives sigma to 0.
+        posterior: the family of q: `normal` or `amortized`, as in `sib`.
+        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned and starts at
+            0. H_c is the predictive entropy at theta^K, averaged over queries with weights p(class c).
+        between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. The
+            noise adds kappa^2 sum_c m_c m_c^T to Sigma, where m_c = theta^K_c - mean over classes. For Sigma_q, kappa^2
+            becomes 1 / (1 / kappa^2 + h_b). h_b is learned and starts at 1.
     The other arguments are those of `sib`; the step size is learned.
 
     Raises:
@@ -100,10 +101,7 @@ class Guide(pyro_metabayes.Guide):
         return covariance.around(covariance.step(theta, slope))
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return theta^K and sigma [tasks, classes, weights per class] and kappa of the conditional prior.
-
-        kappa is of shape [tasks or 1, classes or 1, 1], or None for between=0.
-        """
+        """Return theta^K and sigma [tasks, classes, weights per class], kappa [tasks or 1, classes or 1, 1] or None."""
         self.check(observed)
         if self.entropy_slope is not None and not observed.num_classes:
             raise UsageError("expected class labels for guide.by_entropy=true, got numbers; set guide.by_entropy=false")

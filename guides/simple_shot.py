@@ -21,15 +21,19 @@ from pyro_metabayes.inference.capabilities import linear_head
 class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier by the nearest mean of centred and normalised features (CL2N).
 
-    q(w | support) = delta(w). Features x_i are transformed to z_i = (x_i - mu) / |x_i - mu|, with mu the mean feature
-    of the training classes. m_c is the mean of z_i over class c of the support set. The weights w_c = (v_c, b_c) are
+    q(w | support) = delta(w). Features are centred and scaled to unit length: z = (x - mu) / |x - mu|. mu is the mean
+    feature of the training classes. m_c is the mean of z over class c of the support set. The weights w_c = (v_c, b_c)
+    are
 
-        v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set,
+        v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set.
 
-    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. With one shot all |m_c| = 1, and the
-    last term does not affect the decision. With more shots the last term is an approximation error: a linear
-    classifier cannot use the norm |x - mu| of each query, so r replaces this norm. mu is 0 until `centre_at` is called,
-    which a run does before training.
+    They give the logits
+
+        v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2.
+
+    The first term decides by the nearest mean. The last term is an approximation error: a linear classifier cannot use
+    |x - mu| of each query, so r replaces it. With one shot all |m_c| = 1, and the last term does not affect the
+    decision. A run sets mu by `centre_at` before training. Until then mu is 0.
 
     Raises:
         UsageError: the head is not linear.
@@ -43,7 +47,7 @@ class Guide(pyro_metabayes.Guide):
         self.register_buffer("centre", torch.zeros(num_features))
 
     def centre_at(self, mean: Tensor) -> None:
-        """Set the mean feature mu, a vector of the size of a feature vector."""
+        """Set the mean feature mu [features]."""
         self.centre.copy_(mean)
 
     def posterior(self, observed: Observed) -> TorchDistribution:

@@ -24,9 +24,9 @@ class Guide(pyro_metabayes.Guide):
         z_ic = softmax_c(sharpness * logits_c(x_i; m^k) + log pi_c),
         m_c^{k+1} = (sum_{support of c} x_i + sum_query z_ic x_i) / (n_c + sum_query z_ic).
 
-    n_c is the number of support points of class c, and z_ic the assignment of query i to class c. This is expectation
-    maximisation in a mixture of Gaussians with equal covariances (linear head: logits -scale |x - m_c|^2) or of von
-    Mises-Fisher distributions (cosine head).
+    n_c is the number of support points of class c. z_ic is the assignment of query i to class c. The steps are
+    expectation maximisation in a mixture. With the linear head, whose logits are -scale |x - m_c|^2, the components are
+    Gaussians with equal covariances. With the cosine head they are von Mises-Fisher distributions.
 
     Args:
         num_steps: number of steps K.
@@ -34,8 +34,7 @@ class Guide(pyro_metabayes.Guide):
             `unknown`: no term log pi_c.
             `estimated`: pi_c is the mean of z_ic in the previous step.
             `known`: equal shares, by Sinkhorn's projection.
-        sharpness: inverse temperature of the assignments divided by the inverse temperature of the predictions,
-            before training.
+        sharpness: inverse temperature of the assignments divided by that of the predictions, before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class for the class shares.

@@ -1,4 +1,4 @@
-"""Posterior of a scale per task, by quadrature, and of the task weights given the scale, in closed form."""
+"""Posterior of a scale per task, by quadrature, and of the task weights given this scale, in closed form."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ class HasTaskScale(Protocol):
         """Return the log evidence log p(support_y | tau) [..., tasks], in nats, for log_tau [..., tasks]."""
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """Return p(w | tau, support) for log_tau [..., tasks], which is also the batch shape. An event is one w."""
+        """Return p(w | tau, support) with the batch shape of log_tau [..., tasks]. An event is one w."""
 
 
 class Guide(pyro_metabayes.Guide):
-    """Posterior over the scale tau and the weights w of a task: q = N(log tau; mu, sigma^2) p(w | tau, labels).
+    """Posterior over the scale tau and the weights w of a task, Gaussian in log tau.
 
-    mu and sigma^2 are the mean and variance of p(log tau | labels). They are computed by Gauss-Hermite quadrature under
-    the prior, weighted by p(labels | tau). Apart from the quadrature, only the normal form of q(log tau) is an
-    approximation. Training uses the labels that `model.observe` names. Predictions use the labels of the support
-    set. (Golub and Welsch 1969.)
+        q(log tau, w) = N(log tau; mu, sigma^2) p(w | tau, labels)
+
+    mu and sigma^2 are the mean and the variance of log tau under p(log tau | labels). Both are computed by
+    Gauss-Hermite quadrature (Golub and Welsch 1969). The nodes belong to the prior of log tau, and p(labels | tau)
+    weights them. Apart from the quadrature, only the normal form of q(log tau) is an approximation. Training uses the
+    labels that `model.observe` names. Predictions use the labels of the support set.
 
     Args:
         num_nodes: number of quadrature nodes.

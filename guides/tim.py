@@ -21,19 +21,20 @@ from pyro_metabayes.transductive.distances import distance_logits, distance_pull
 
 
 class Guide(pyro_metabayes.Guide):
-    """Point estimate at class centroids m, which K steps of Adam move from the class means to minimise a loss.
+    """Point estimate at the class centroids m after K steps of Adam, which start at the class means.
 
-    q(w | support, x_query) = delta(m). The loss of a task is
+    q(w | support, x_query) = delta(m). The steps minimise, with p_i = softmax_c(-tau/2 |x_i - m_c|^2),
 
-        support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i),
+        support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i).
 
-    the cross-entropy minus the weighted mutual information of queries and labels (TIM, eq. 1 and 3). Here
-    p_i = softmax_c(-tau/2 |x_i - m_c|^2), p_bar is the mean of p_i over the Q queries, and CE the mean cross-entropy
-    over the support set. H is Tsallis' entropy H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1) (alpha-TIM, section 4),
-    which is Shannon's entropy for alpha = 1.
+    This is the cross-entropy minus the weighted mutual information of queries and labels (TIM, eq. 1 and 3). CE is the
+    mean cross-entropy over the support set. p_bar is the mean of p_i over the Q queries. H is Tsallis' entropy
+    (alpha-TIM, section 4), or Shannon's entropy for alpha = 1:
 
-    The steps have no parameters. The scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the
-    predictions are the published predictions.
+        H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1).
+
+    Only the scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the predictions are the
+    published predictions.
 
     Args:
         num_steps: number of steps K of Adam.
@@ -41,7 +42,7 @@ class Guide(pyro_metabayes.Guide):
         temperature: factor tau of the squared distances.
         alpha: order alpha of both entropies; 1 for TIM.
         support_weight: weight of the cross-entropy on the support set.
-        marginal_weight: weight of H(p_bar), which is largest for equal class shares.
+        marginal_weight: weight of H(p_bar). This entropy is largest for equal class shares.
         conditional_weight: weight of the mean of H(p_i).
 
     Raises:
@@ -81,7 +82,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows, event_dim=2)
 
     def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
-        """Return (1/tau) d(weighted cross-entropy) / d(centroids), of shape [tasks, classes, features].
+        """Return the derivative of (weighted cross-entropy) / tau in the centroids, [tasks, classes, features].
 
         Args:
             means: the centroids [tasks, classes, features].
@@ -93,7 +94,7 @@ class Guide(pyro_metabayes.Guide):
         return distance_pullback(means, observed.support_x, gradient)
 
     def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
-        """Return (1/tau) d(weighted entropies) / d(centroids), of shape [tasks, classes, features]."""
+        """Return the derivative of (weighted entropies) / tau in the centroids, [tasks, classes, features]."""
         p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
         marginal = masked_mean(p, observed.query_mask)
         of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)

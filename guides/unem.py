@@ -30,10 +30,15 @@ class Guide(pyro_metabayes.Guide):
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic).
 
-    m starts at the class means and h at 0. This is the Gaussian model of the paper. Each layer k has a learned
-    lambda_k, which controls class balance, and a learned T_k, which controls entropy. tau is learned too. lambda_k is a
-    softplus of a parameter, T_k is 1 plus a softplus, and tau is a squared softplus. The loss on the query labels is
-    differentiated through all layers. With a head of scale s, predictions are proportional to u_ic^s of the last layer.
+    m starts at the class means, and h starts at 0. These are the steps of the paper's Gaussian model. The learned
+    quantities are
+
+        lambda_k = softplus of a parameter           weight of class balance in layer k,
+        T_k      = 1 + softplus of a parameter       temperature of layer k,
+        tau      = (softplus of a parameter)^2       factor of the squared distances.
+
+    The loss on the query labels is differentiated through all layers. With a head of scale s, predictions are
+    proportional to u_ic^s of the last layer.
 
     Args:
         num_layers: number of layers K.
@@ -67,7 +72,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
-        """Return weights with which a head of scale 1 has the logits scale (m_c . x - 1/2 |m_c|^2) + term_c.
+        """Return weights that give a head of scale 1 the logits scale (m_c . x - 1/2 |m_c|^2) + term_c.
 
         Args:
             scale: factor of the first term, a scalar.

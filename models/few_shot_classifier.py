@@ -1,4 +1,4 @@
-"""The few-shot classifier. Its latent variable is the set of weights of the classes of a task."""
+"""The few-shot classifier, whose latent variable is the set of class weights of a task."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Classifier p(y_i = c | x_i, w) = softmax_c(head(w, x_i)) with latent weights w [C, W].
+    """Classifier whose latent variable is the weights w [C, W] of the C classes of a task, W weights per class.
 
-    There are C classes with W weights each.
+        p(y_i = c | x_i, w) = softmax_c(head(w, x_i))
 
     Args:
-        head: computes logits from weights and D features; W is D for the cosine head and D + 1 for the linear head.
+        head: computes logits from weights and D features. W is D for the cosine head and D + 1 for the linear head.
         prior: any prior over weights [C, W].
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
     """
@@ -55,11 +55,11 @@ class Model(pyro_metabayes.Model):
         return self.head.outputs_and_pullback(w, x)
 
     def outputs_at(self, w: Tensor) -> Outputs:
-        """Return the function x -> outputs(w, x) for fixed weights w. What depends only on w is computed once."""
+        """Return the function x -> outputs(w, x) for fixed weights w. Quantities of w alone are computed once."""
         return self.head.outputs_at(w)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function from inputs to logits under several draws of w, as `Head.outputs_of_draws`."""
+        """Return the function from inputs to logits under several draws of w; see `Head.outputs_of_draws`."""
         return self.head.outputs_of_draws(loc, noise, square)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
@@ -86,7 +86,7 @@ class Model(pyro_metabayes.Model):
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
         """Compute the log density log p(x_i | w) of N features in T tasks [..., T, N] (`parts/feature_density.py`).
 
-        The result is None if the head has no such density, or a derived class overrides outputs or likelihood.
+        The result is None if the head has no such density, or if a subclass overrides outputs or likelihood.
         """
         derived, own = ((part.outputs, part.likelihood_of, part.likelihood) for part in (type(self), Model))
         return log_density(self.head, w, x) if derived == own else None

@@ -14,11 +14,11 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):
-    """Gaussian with unknown mean: w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions.
+    """Gaussian with unknown mean w, in each of Y dimensions.
 
-    The latent w [Y, 1] holds one mean per dimension.
+        w ~ N(m, s^2),    y_i | w ~ N(w, noise^2)
 
-    The posterior given n labels with the mean ybar is
+    The latent w [Y, 1] holds one mean per dimension. The posterior given n labels with the mean ybar is
 
         p(w | y) = N((m / s^2 + n ybar / noise^2) v, v),    1 / v = 1 / s^2 + n / noise^2.
 
@@ -50,14 +50,14 @@ class Model(LinearRegression):
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of the equivalent regression on a constant; the inputs are replaced by 1."""
+        """Return inputs 1 and labels y of the equivalent regression on a constant."""
         return torch.ones_like(x), y
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of T tasks.
+        """Compute the posterior p(w | support) of T tasks, a diagonal Gaussian.
 
-        Tasks from `episodes.pooled()` have all labelled points as support set, so they give p(w | support, query). The
-        posterior is a diagonal Gaussian: batch [T], event [Y, 1] for labels of Y values.
+        The batch shape is [T]. The event shape is [Y, 1] for labels of Y values. Tasks from `episodes.pooled()` give
+        p(w | support, query), since all labelled points are then in the support set.
         """
         prior = self._unconditional(observed)
         before = precision_of(prior).squeeze(-1)  # [T, Y, 1]
@@ -70,10 +70,12 @@ class Model(LinearRegression):
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """Compute log p(y_query | support) of T tasks [T] in nats.
 
-        In each dimension this is a Gaussian density with covariance v 1 1^T + noise^2 I, where v is the variance of
-        p(w | support). A task has M queries, and r_i is query label i minus the mean of p(w | support). The determinant
-        of the covariance is noise^(2 M) (1 + M v / noise^2). The quadratic form of the density is
-        (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
+        In each dimension this is a Gaussian density of the M query labels. Let v be the variance of p(w | support), and
+        r_i the query label i minus the mean of p(w | support). The density has
+
+            covariance      v 1 1^T + noise^2 I,
+            determinant     noise^(2 M) (1 + M v / noise^2),
+            quadratic form  (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
         """
         given_support = self.exact_posterior(episodes.observed())
         loc, variance = given_support.mean.squeeze(-1), given_support.variance.squeeze(-1)  # [T, Y]

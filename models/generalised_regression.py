@@ -18,11 +18,13 @@ LARGEST = 15.0  # upper bound on the log rate: larger values overflow in single 
 
 
 class Model(SameOutputs):
-    """Generalised linear mixed model: y_i ~ Bernoulli(sigmoid(eta_i)) or Poisson(exp(eta_i)), eta_i = w z_i + beta v_i.
+    """Generalised linear mixed model for labels 0 and 1, or for counts.
+
+        y_i ~ Bernoulli(sigmoid(eta_i))  or  y_i ~ Poisson(exp(eta_i)),    eta_i = w z_i + beta v_i
 
     The features are x_i = (z_i, v_i). w [Y, R] are the effects of a group, with a learned prior. beta [Y, D - R] are
-    learned effects that all groups share. With `row_offsets`, the last feature is an offset that is added to eta_i; for
-    counts it is usually the logarithm of the exposure.
+    learned effects that all groups share. With `row_offsets`, the last feature is an offset that is added to eta_i. For
+    counts the offset is usually the logarithm of the exposure.
 
     Args:
         prior: prior over w.
@@ -55,7 +57,7 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Effects beta [Y, D - R] that all groups share, of D - R features on each of Y values of a label."""
+        """Shared effects beta [Y, D - R] of D - R features on the Y values of a label."""
         return self.predictor.beta
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:

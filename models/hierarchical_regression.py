@@ -20,14 +20,18 @@ STARTS = ("closed_form", "given")
 
 
 class Model(LinearRegression):
-    """Linear mixed model p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I) with features x_i = (z_i, v_i).
+    """Linear mixed model: linear regression with effects that vary by group and effects that all groups share.
 
-    w [Y, R] are the effects of a group, with a learned prior (partial pooling). The effects beta [Y, D - R] and the
-    noise are the same in all groups and learned. Training maximises the marginal likelihood if the ELBO is tight. With
-    a Gaussian prior, posterior and evidence have closed forms.
+        p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I)
 
-    If data points have weights (`row_weights`), the last feature is r_i, the square root of the weight, and
-    p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 / r_i^2 I), as in lme4.
+    The features are x_i = (z_i, v_i). w [Y, R] are the effects of a group, with a learned prior (partial pooling). The
+    effects beta [Y, D - R] and the noise are learned, and the same in all groups. Training maximises the marginal
+    likelihood if the ELBO is tight. With a Gaussian prior, posterior and evidence have closed forms.
+
+    With `row_weights`, the last feature r_i is the square root of the weight of point i. As in lme4, the likelihood is
+    then
+
+        p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 / r_i^2 I).
 
     Args:
         prior: prior over the effects of a group.
@@ -37,8 +41,9 @@ class Model(LinearRegression):
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
-        start: initial values of prior, beta and noise for data in groups. "closed_form": the maximum-likelihood
-            estimates. "given": the settings of the prior, beta = 0 and `noise`.
+        start: initial values of prior, beta and noise for data in groups.
+            "closed_form": the maximum-likelihood estimates.
+            "given": the settings of the prior, beta = 0 and `noise`.
         row_weights: 1 if data points have weights, else 0.
     """
 
@@ -67,7 +72,7 @@ class Model(LinearRegression):
         return self.log_noise.exp()
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Set prior, beta and noise to maximum-likelihood estimates; this is called before training."""
+        """Set prior, beta and noise to maximum-likelihood estimates, before training."""
         num_own, noise = self._shape[-1], estimates.noise
         least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
         self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
@@ -92,8 +97,8 @@ class Model(LinearRegression):
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         if self.weighted:
             raise UsageError(
-                "expected a guide that uses the weights of data points (data.weights), got one that uses only the "
-                "outputs of the model; set guide=partial_pooling, guide=exact or guide=savi"
+                "expected a guide that supports data.weights, got a guide that would ignore the weights; set "
+                "guide=partial_pooling, guide=exact or guide=savi"
             )
         return super().likelihood_of(outputs)
 
@@ -114,8 +119,8 @@ class Model(LinearRegression):
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs r z and labels r (y - beta v) of an equivalent linear regression whose only weights are w.
 
-        The features of a point are x = (z, v), and beta v is the contribution of the shared effects. r is the square
-        root of the weight of the data point, or 1 if data points have no weights.
+        The features of a point are x = (z, v). beta v is the contribution of the shared effects. r is the square root
+        of the weight of the data point, or 1 if data points have no weights.
         """
         own, shared = self._parts(x)
         if not self.weighted:
@@ -126,12 +131,12 @@ class Model(LinearRegression):
     def root_weight(self, x: Tensor) -> Tensor:
         """Return r, the square root of the weight of each of N data points [..., N, 1].
 
-        For masked points, whose feature r is 0, the result is 1, so that it can be a divisor.
+        The result is 1 for masked points, so that it can be a divisor.
         """
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the features x_i = (z_i, v_i); return z, whose effects vary by group, and the contribution beta v."""
+        """Split the features x_i = (z_i, v_i). Return z, whose effects vary by group, and beta v, the shared part."""
         num_own, num_shared = self._shape[-1], self.beta.shape[-1]
         return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT

@@ -21,8 +21,8 @@ class Model(few_shot_classifier.Model):
 
         p(y_i = c | x_i, w, x_query) = softmax_c(head(w, x_i) + smoothness * sum_{j in neighbours of i} z_jc).
 
-    z_j has one probability per class. It starts at softmax(head(w, x_j)) and is refined by the bound updates of the
-    paper (eq. 9 and 10),
+    z_j has one probability per class. z_j starts at softmax(head(w, x_j)). The bound updates of the paper (eq. 9 and
+    10) refine z_j:
 
         z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l).
 
@@ -33,7 +33,7 @@ class Model(few_shot_classifier.Model):
         head: computes logits from weights and features.
         prior: any prior over the weights w of the classes.
         smoothness: initial value of the paper's lambda, which is learned.
-        num_neighbours: number of neighbours of a point; there are more if further queries are at the same distance.
+        num_neighbours: number of neighbours of a point; more if further queries are at the same distance.
         num_updates: number of bound updates; the last update is the prediction.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 

@@ -27,14 +27,14 @@ class Model(pyro_metabayes.Model):
         w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    (mu, sigma) is the decoder. loss is the sum over support points of -log p(y_i | x_i), or in a regression of half the
+    (mu, sigma) is the decoder. loss sums over the support points: -log p(y_i | x_i), or in a regression half the
     squared error. The step sizes alpha [Z] and rho [P] are learned. The outer gradient flows through all steps. For
     classes f is linear. In a regression one code z gives all P weights of a network with two hidden layers.
 
-    The latent site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
-    log p(y_query | x_query, support) without a Jacobian. eps ~ N(0, I) is noise of the model, which is drawn at each
-    decoding in training (called with Episodes), and 0 in predictions by default. sigma is a softplus, since
-    max(exp(s) - 1 + scale, 1e-10) of the released code has no gradient where it is clamped.
+    The latent site "w" is z before any step. The steps are part of the likelihood. So the ELBO bounds log p(y_query |
+    x_query, support) without a Jacobian. eps ~ N(0, I) is drawn at each decoding in training (called with Episodes). By
+    default eps is 0 in predictions. sigma is a softplus. The released code has max(exp(s) - 1 + scale, 1e-10), without
+    gradient where clamped.
 
     Args:
         num_latents: Z, the size of one code z.
@@ -47,8 +47,8 @@ class Model(pyro_metabayes.Model):
         finetune_steps: number of steps in w.
         finetune_step_size: rho before training.
         inner_clip: bound on each entry of an inner gradient; 0 for none, as in the released code.
-        dropout: dropout rate of input features in training; each inner step and the queries draw their own mask.
-        sample_at_test: whether predictions draw eps, and z from the guide; if not, eps = 0 and z is the guide's mean.
+        dropout: dropout rate of input features in training. Each inner step and the queries draw separate masks.
+        sample_at_test: whether predictions draw eps, and z from the guide. If not, eps = 0 and z is the guide's mean.
         orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
         l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
 

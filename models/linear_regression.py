@@ -16,9 +16,12 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Linear regression p(y_i | x_i, w) = N(w x_i, noise^2 I) with weights w [Y, D], features x_i [D], labels y_i [Y].
+    """Linear regression with Gaussian noise, whose latent variable is the weights w.
 
-    With a Gaussian prior, exact_posterior and log_evidence are exact. A feature that is always 1 gives an intercept.
+        p(y_i | x_i, w) = N(w x_i, noise^2 I)
+
+    The shapes are w [Y, D], x_i [D] and y_i [Y]. A feature that is always 1 gives an intercept. With a Gaussian prior,
+    exact_posterior and log_evidence are exact.
 
     Args:
         prior: prior over w.
@@ -77,9 +80,10 @@ class Model(pyro_metabayes.Model):
         return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D] (weights of D features, Y outputs).
+        """Compute the posterior p(w | support) of T tasks, with batch shape [T] and event shape [Y, D].
 
-        Tasks from `episodes.pooled()` have all labelled points as support set, so they give p(w | support, query).
+        An event holds the weights of D features for Y outputs. Tasks from `episodes.pooled()` give p(w | support,
+        query), since all labelled points are then in the support set.
 
         Raises:
             UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
@@ -95,7 +99,7 @@ class Model(pyro_metabayes.Model):
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
         """Compute the predictive distribution of each query, the integral of p(y_i | x_i, w) q(w) for a Gaussian q.
 
-        Its batch shape is [T, Q] (Q queries of T tasks), its event shape [Y] (Y values of a label).
+        The batch shape is [T, Q] for Q queries of T tasks. The event shape is [Y] for Y values of a label.
         """
         own = self.own_part(observed.query_x, observed.query_x.new_zeros(()))[0]
         variance = output_variance_of_rows(q, own) + self.noise**2
@@ -121,8 +125,8 @@ class Model(pyro_metabayes.Model):
         """Return the prior, after a check that it depends on no label and that the likelihood is Gaussian."""
         if not self.canonical:
             raise UsageError(
-                "expected the Gaussian likelihood of linear_regression, which has a closed form, got a model that "
-                "overrides likelihood_of; use a guide that needs no closed form"
+                "expected the likelihood of model=linear_regression for closed forms, got a model that overrides "
+                "likelihood_of; use a guide without closed forms"
             )
         if self.prior_over_weights.conditional:
             raise UsageError(

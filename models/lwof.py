@@ -1,9 +1,8 @@
 """Learning without forgetting: classification among the novel classes of a task and all base classes.
 
 Protocol and metrics: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv
-1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. That paper does not specify the variances of the
-components, the input of the inner loop or the base weights at test. These are settings here; docs/lwof.md compares
-their values.
+1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. docs/lwof.md compares settings that the workshop
+paper does not specify.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ INNER = ("novel", "gated", "pooled", "all")
 
 
 class BaseClasses(Prior):
-    """Mixture prior with one component for each of B base classes (classes of the training) over weights w_c.
+    """Mixture prior over class weights w_c, with one component for each of B base classes (the training classes).
 
         p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)).
 
@@ -51,7 +50,7 @@ class BaseClasses(Prior):
     def means(self, observed: Observed) -> Tensor:
         """Return the means of the weights of the base classes of each task.
 
-        auxiliary["base"] lists the B' base classes of each task; without it, all base classes belong to each task.
+        auxiliary["base"] lists the B' base classes of each task. Without this list, each task has all base classes.
 
         Returns:
             Tensor [T, B', W] for T tasks and W weights per class.
@@ -60,7 +59,7 @@ class BaseClasses(Prior):
         return self.loc.expand(observed.num_tasks, -1, -1) if base is None else self.loc[base]
 
     def draws(self, observed: Observed, leading: Size) -> Tensor:
-        """Draw weights of the base classes of each task, with a shape `leading` of samples.
+        """Draw samples, of shape `leading`, of the weights of the base classes of each task.
 
         Returns:
             Tensor [*leading, T, B', W] for T tasks, B' base classes per task and W weights per class.
@@ -72,29 +71,33 @@ class BaseClasses(Prior):
 
 
 class Model(few_shot_classifier.Model):
-    """Classifier p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C novel classes and B base classes.
+    """Classifier over the C novel classes of a task and B base classes (the training classes).
 
-    The latent variable w [C, W] are the weights of the novel classes, with the mixture `BaseClasses` as their prior.
-    b [B, W] are the weights of the base classes (classes of the training). In training (called with Episodes) the
-    likelihood draws b for each task and sample; predictions use the means of b. Labels are 0 to C - 1 for novel classes
-    and C + i for base class i of the task (`pyro_metabayes/data/base_novel.py`). Before training, the means of b are
-    the weights of the pretrained classifier at unit length. `outputs` are the logits of the novel classes, on which
-    inner loops adapt to the support set.
+        p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i))
+
+    The latent variable w [C, W] are the weights of the novel classes. Their prior is the mixture `BaseClasses`. b [B,
+    W] are the weights of the base classes. In training (called with Episodes) the likelihood draws b for each task and
+    sample. Predictions use the means of b. Before training, these means are the weights of the pretrained classifier at
+    unit length. Labels are 0 to C - 1 for novel classes, and C + i for base class i of the task
+    (`pyro_metabayes/data/base_novel.py`). `outputs` are the logits of the novel classes, which inner loops use.
 
     Args:
         head: a head with a weight vector per class.
         num_base_classes: B.
         num_weights: W, the number of weights per class.
-        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; other priors are
+        prior: prior=flat replaces the mixture as the prior of w (not of b), for point estimates. Other priors are
             ignored.
-        inner: input of a synthetic-gradient network per query. `novel`: the C novel logits. `gated`: the same, and its
-            output is multiplied by p(novel | x_i), so that queries of base classes have little effect. `pooled`: also
-            the log-sum-exp of the base logits, the logit of "any base class". `all`: all C + B logits.
+        inner: input of a synthetic-gradient network per query.
+            `novel`: the C novel logits.
+            `gated`: the C novel logits. The output is multiplied by p(novel | x_i): base-class queries have little
+                effect.
+            `pooled`: also the log-sum-exp of the base logits, the logit of "any base class".
+            `all`: all C + B logits.
         scale: standard deviation of each weight in the components of the mixture, before training.
         sample_at_test: whether predictions draw b too.
-        learn_offset: whether an offset that is added to the logits of all base classes is learned; it starts at 0. It
-            corrects a difference between the logits of class means and of classifier weights, and affects only the
-            accuracy over novel and base classes together.
+        learn_offset: whether an offset added to all base logits is learned, starting at 0. The offset corrects a
+            difference between logits of class means and of classifier weights. The offset affects only the accuracy
+            over novel and base classes together.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
@@ -117,8 +120,8 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         if num_base_classes < 1:
             raise UsageError(
-                "expected tasks with base classes for model=lwof, got tasks without; set task.base_query > 0, and data "
-                "whose labels are classes"
+                "expected tasks with base classes for model=lwof, got tasks without base classes; set "
+                "task.base_query > 0, and data whose labels are classes"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
@@ -174,9 +177,8 @@ class Model(few_shot_classifier.Model):
         """
         if self.inner == "all":
             raise UsageError(
-                "expected guide.synthetic_gradient=equivariant for model.inner=all, since the number of base classes "
-                "differs between tasks, got a network for a fixed number of classes; set "
-                "guide.synthetic_gradient=equivariant or another model.inner"
+                "expected a synthetic-gradient network for any number of classes with model.inner=all, got one for a "
+                "fixed number; set guide.synthetic_gradient=equivariant or another model.inner"
             )
         return num_classes + (self.inner == "pooled")
 

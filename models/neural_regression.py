@@ -17,20 +17,20 @@ from pyro_metabayes.prior import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Compute a @ b; for a batch of matrices by bmm, since the broadcasting of matmul would slow autograd down."""
+    """Compute a @ b. A batch of matrices uses bmm, since broadcasting by matmul slows autograd down."""
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute x @ weight + bias; for a batch of matrices by baddbmm."""
+    """Compute x @ weight + bias. A batch of matrices uses baddbmm."""
     return torch.baddbmm(bias, x, weight) if x.dim() == weight.dim() == 3 else x @ weight + bias
 
 
 class Network(Head):
     """Fully connected ReLU network, whose P weights and biases w [1, P] are the latent variable of a task.
 
-    w has, layer by layer, a matrix [in, out] and a bias [out], in one row, since all outputs share the hidden layers.
-    MAML's network for sinusoids, with widths 1-40-40-1, has P = 1761.
+    w is one row. Layer by layer, it contains a matrix [in, out] and a bias [out]. MAML's network for sinusoids, with
+    widths 1-40-40-1, has P = 1761.
 
     Args:
         num_features: number of inputs.
@@ -97,7 +97,9 @@ class Network(Head):
 
 
 class Model(pyro_metabayes.Model):
-    """Regression p(y_i | x_i, w) = N(f(x_i; w), noise^2 I) by a network f with P weights w [1, P] (head=network).
+    """Regression by a network f, whose P weights w [1, P] are the latent variable (head=network).
+
+        p(y_i | x_i, w) = N(f(x_i; w), noise^2 I)
 
     Args:
         head: the network f.

@@ -15,11 +15,13 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(SameOutputs):
-    """Cumulative logit model: P(y_i <= k | x_i, w) = sigmoid(c_k - w x_i) for labels y_i of 0 to C - 1.
+    """Cumulative logit model for ordered labels y_i of 0 to C - 1.
 
-    The latent w [1, D] is the slope of a task. All tasks share the cutpoints c_0 < ... < c_{C-2}, which are learned
-    and replace the intercept. A label is stored as a number (labels [T, N, 1] for N points of T tasks), so that guides
-    can use the order. (McCullagh, "Regression models for ordinal data", JRSS B 1980.)
+        P(y_i <= k | x_i, w) = sigmoid(c_k - w x_i)
+
+    The latent w [1, D] is the slope of a task. All tasks share the learned cutpoints c_0 < ... < c_{C-2}, which replace
+    the intercept. Labels are stored as numbers [T, N, 1] for N points of T tasks, so that guides can use the order.
+    (McCullagh, "Regression models for ordinal data", JRSS B 1980.)
 
     Args:
         prior: prior over w.

@@ -27,9 +27,10 @@ class Model(pyro_metabayes.Model):
         theta ~ N(mu - (gamma_p / n) grad L(mu), sigma^2),    L(.) = -log p(y_support | x_support, .),
         phi = theta after num_steps of gradient descent on L / n.
 
-    n is the number of support points, gamma_p a learned step size; mu and sigma are the parameters of prior=gaussian.
-    p(y | x, phi) is the likelihood of an inner model: neural_regression for labels that are numbers,
-    few_shot_classifier (a head on frozen features) for classes. `outputs` uses the weights without adaptation.
+    n is the number of support points. gamma_p is a learned step size. mu and sigma are the parameters of
+    prior=gaussian. p(y | x, phi) is the likelihood of an inner model. The inner model is neural_regression for labels
+    that are numbers, and few_shot_classifier (a head on frozen features) for classes. `outputs` uses the weights
+    without adaptation.
 
     Args:
         head: head of the inner model.
@@ -37,7 +38,7 @@ class Model(pyro_metabayes.Model):
         num_targets: number of values in one label of a regression, 0 for classes.
         num_features: number of features.
         num_steps: number of steps from theta to phi.
-        step_size: initial value of gamma_p and of the step size of the descent; both are learned.
+        step_size: initial value of gamma_p and of the step size of the descent. Both are learned.
         noise: standard deviation of the label noise in a regression.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
@@ -82,7 +83,7 @@ class Model(pyro_metabayes.Model):
     def centre(self, observed: Observed) -> TorchDistribution:
         """Return N(mu, sigma^2), the distribution of theta before any label is used.
 
-        Its batch shape is [T] (tasks), its event shape the shape of the weights of one task.
+        The batch shape is [T] for T tasks. The event shape is the shape of the weights of one task.
         """
         prior = self.inner.prior(observed)
         check_gaussian(prior, "model=platipus")

@@ -32,8 +32,8 @@ class Flat(Prior):
 class Gaussian(Prior):
     """Diagonal Gaussian prior p_psi(w_c) = N(loc, diag(scale^2)) over the weights w_c of class c.
 
-    loc [W] and scale [W] are the same for all classes and tasks, and are learned (empirical Bayes). The order of the
-    classes in a task is random, so a prior that does not depend on the support set is the same for all classes.
+    loc [W] and scale [W] are learned (empirical Bayes), and shared by all tasks. All classes share them too, because
+    the order of the classes in a task is random.
 
     Args:
         num_weights: W, the number of weights per class.
@@ -64,8 +64,8 @@ class Gaussian(Prior):
 class FullGaussian(Gaussian):
     """Gaussian prior with full covariance, p_psi(w_c) = N(loc, L L^T), over the W weights w_c of class c.
 
-    loc [W] and the lower triangular L [W, W] are the same for all classes and tasks, and are learned. The weights of a
-    class may thus be correlated, such as random intercepts and slopes. The arguments are those of `Gaussian`.
+    loc [W] and the lower triangular L [W, W] are learned, and the same for all classes and tasks. So the weights of a
+    class may be correlated, such as random intercepts and slopes. The arguments are those of `Gaussian`.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
@@ -112,9 +112,9 @@ class Mixture(Prior):
 class Conditional(Prior):
     """Conditional Gaussian prior p_psi(w_c | support points of class c) = N(loc, diag(scale^2)) over class weights w_c.
 
-    A set encoder computes loc and scale from the points of class c. If the prior is called with `episodes.pooled()`
-    (support and query points), it returns SAVI's posterior, which has the same encoder. In a regression each output k
-    is encoded separately, from the points (x_i, y_ik).
+    A set encoder computes loc and scale from the points of class c. Called with `episodes.pooled()` (support and query
+    points), the prior returns SAVI's posterior, with the same encoder. In a regression each output k is encoded
+    separately, from the points (x_i, y_ik).
 
     Args:
         num_features: number of features of a point.
@@ -180,8 +180,8 @@ class Conditional(Prior):
 class Guided(Prior):
     """Prior that equals the `posterior` of the guide, p_psi(w | support, x_query), and depends on all inputs of a task.
 
-    This prior is for guides whose training_posterior differs from their posterior, such as sib_savi; such a guide calls
-    `follow` in its constructor. Other guides are refused, since the KL would always be 0.
+    This prior is for guides with another posterior in training, such as sib_savi. Such a guide calls `follow` in its
+    constructor. Other guides are refused, since the KL would always be 0.
     """
 
     conditional = True
@@ -191,7 +191,7 @@ class Guided(Prior):
         self._prediction: Callable[[Observed], TorchDistribution] | None = None
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Set the function that returns the prior; the parameters of this function stay parameters of the guide."""
+        """Set the function that returns the prior. The parameters of this function stay with the guide."""
         self._prediction = prediction
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:

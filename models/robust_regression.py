@@ -16,7 +16,9 @@ MOST_DF = 1000.0  # with this df the density is Gaussian to three digits; for la
 
 
 class Model(SameOutputs):
-    """Robust regression p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale) for each of the Y values of a label.
+    """Regression with Student-t noise for each of the Y values of a label.
+
+        p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale)
 
     scale and df are learned. Without a head, f is linear as in hierarchical_regression, with latent weights w [Y, R].
     With head=network, f is the network of neural_regression. (Lange, Little and Taylor, "Robust statistical modeling
@@ -76,5 +78,5 @@ class Model(SameOutputs):
         return StudentT(self.df, outputs, self.scale).to_event(1)
 
     def loss_unit(self) -> Tensor:
-        """Return u = 2 scale^2 df / (df + 1). A small residual r then has -log p = r^2 / u up to a constant."""
+        """Return u = 2 scale^2 df / (df + 1). For a small residual r, -log p = r^2 / u up to a constant."""
         return 2 * self.scale**2 * self.df / (self.df + 1)

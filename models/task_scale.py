@@ -17,11 +17,13 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """Linear regression with log tau_t ~ N(0, spread^2), w_t ~ N(m, tau_t^2 diag(s)^2), y_i ~ N(w_t x_i, noise^2 I).
+    """Linear regression with a latent scale tau_t and latent weights w_t per task:
 
-    tau_t is the scale of task t. Tasks with a large tau_t have weights w_t far from the mean m; marginally the weights
-    of a task have heavier tails than a normal distribution. w_t is [Y, D], x_i [D], y_i [Y]. The latent vector
-    [1 + Y D] of a task is the concatenation of log tau_t and w_t.
+        log tau_t ~ N(0, spread^2),    w_t ~ N(m, tau_t^2 diag(s)^2),    y_i ~ N(w_t x_i, noise^2 I).
+
+    The shapes are w_t [Y, D], x_i [D] and y_i [Y]. Tasks with a large tau_t have weights far from the mean m. So the
+    marginal distribution of the weights has heavier tails than a normal distribution. The latent vector [1 + Y D] of a
+    task is the concatenation of log tau_t and w_t.
 
     Args:
         prior: Gaussian prior N(m, diag(s)^2) over w_t at tau_t = 1.
@@ -79,7 +81,7 @@ class Model(pyro_metabayes.Model):
         return _scaled(self.given_scale.prior(observed), log_tau)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute the mean labels [..., T, N, Y] of N inputs x in T tasks, for latents w. A label has Y values."""
+        """Compute the means [..., T, N, Y] of labels of Y values, for N inputs x in T tasks and latents w."""
         return self.given_scale.outputs(self.sites.split(w)["w"], x)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:

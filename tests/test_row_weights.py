@@ -226,7 +226,7 @@ MISTAKES = {  # what is changed in the settings or the first rows: the message
     "data.weights=m": "expected one column 'm' in bad.csv, got none; there are: who, a, b, n, o, y",
     "data.family=poisson model=generalised_regression": "expected data.family=gaussian with data.weights",
     "model=robust_regression": "expected model=hierarchical_regression for data.weights, got model=models.robust",
-    "guide=maml": "expected a guide that uses the weights of data points (data.weights)",
+    "guide=maml": "expected a guide that supports data.weights",
 }
 
 

@@ -118,5 +118,5 @@ def test_an_unknown_flag_is_named_in_one_line() -> None:
 
 
 def test_settings_of_an_evaluation_are_not_required() -> None:
-    expected = "error: the following arguments are required: run; see python -m experiments.evaluate --help\n"
+    expected = "error: the following arguments are required: RUN_DIR; see python -m experiments.evaluate --help\n"
     assert (call("evaluate").code, call("evaluate").err) == (2, expected)

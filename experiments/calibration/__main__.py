@@ -1,9 +1,10 @@
 """python -m experiments.calibration RUN_DIR: calibration of a trained guide.
 
-The command reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the
-entropy of predictions for queries whose class has no support points, and simulation-based calibration. Settings of
-task, eval and guide can be changed. It writes table.md, table.csv, calibration.png and sbc.png to
-RUN_DIR/calibration. docs/calibration.md explains the metrics.
+For a run on classes, the command reports reliability, ECE, the coverage of prediction sets, and the entropy of
+predictions for queries of classes without support points. For a regression, the command reports the coverage of
+intervals. Posteriors are also tested by simulation-based calibration. Settings of task, eval and guide can be changed.
+The command writes table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. docs/calibration.md explains
+the metrics.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
 
 
 def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
-    """Test the posterior, and the training posterior if it differs, by simulation-based calibration (SBC).
+    """Test the posterior by simulation-based calibration (SBC), and also the training posterior if it differs.
 
     Returns:
-        Ranks and test results by posterior; {} for a point estimate or a flat prior, which have no SBC.
+        Ranks and test results by posterior; {} for a point estimate or a flat prior, for which SBC is not defined.
     """
     if settings.prior == "simulator" and setup.tasks.truth is None:
         raise UsageError(

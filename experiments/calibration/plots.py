@@ -18,9 +18,9 @@ BINS = 20
 
 
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
-    """Plot the calibration metrics that are defined for the likelihood, one panel each, and save the plot.
+    """Plot each calibration metric that is defined for the likelihood in one panel, and save the plot.
 
-    Classes have reliability and prediction sets, numbers have intervals, ordered labels have the probability integral
+    Classes have reliability and prediction sets. Numbers have intervals. Ordered labels have the probability integral
     transform (PIT). The entropy is plotted if there are queries of unseen classes.
 
     Args:
@@ -101,8 +101,8 @@ def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:
 def draw_sbc(results: Mapping[str, tuple[Ranks, Uniformity]], path: Path) -> Path:
     """Plot the ranks of simulation-based calibration, with one row of panels per posterior, and save the plot.
 
-    A row shows the empirical distribution functions (ECDFs) of the ranks with the band of uniform ranks, and the
-    histogram of the least uniform ranks.
+    The left panel of a row shows the empirical distribution functions (ECDFs) of the ranks, and the band of uniform
+    ranks. The right panel shows the histogram of the least uniform ranks.
     """
     figure, axes = new_figure(2, rows=len(results))
     for row, (name, (ranks, tested)) in enumerate(results.items()):

@@ -79,7 +79,7 @@ def _resume_remedy(folder: Path) -> str:
 def command_line(name: str) -> str:
     """Return the words that start the command NAME as this process was started.
 
-    They are `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the root of the repository.
+    The words are `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the repository.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     installed = spec is not None and spec.name.startswith("pyro_metabayes.")

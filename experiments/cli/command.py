@@ -150,7 +150,7 @@ def _stoppable() -> Iterator[None]:
 def keep_settings(composed: DictConfig, folder: Path) -> None:
     """Write the settings of the run to the subfolder .hydra, while the folder is locked.
 
-    Hydra itself would write them before the lock, and could overwrite the settings of another run.
+    Hydra itself would write the settings before the lock, and could overwrite the settings of another run.
     """
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
@@ -160,7 +160,7 @@ def keep_settings(composed: DictConfig, folder: Path) -> None:
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
-    """Call a function with the folder of the run, which is locked meanwhile. Remove the folder if it stays empty."""
+    """Call a function with the locked folder of the run. Remove the folder if it stays empty."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with alone_in(folder, ANOTHER_FOLDER):

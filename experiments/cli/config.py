@@ -33,7 +33,7 @@ from pyro_metabayes.validation.same_training import FIT
 class TrainerSettings:
     """Settings trainer.*: the devices of a run."""
 
-    devices: int = 1  # number of devices, which share the tasks of each step (docs/several-devices.md)
+    devices: int = 1  # number of devices; they share the tasks of each step (docs/several-devices.md)
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -44,7 +44,7 @@ class TrainerSettings:
 class Config:
     """Settings that define a run."""
 
-    data: dict[str, Any]  # data.device, memory of the inputs: auto (accelerator, or cpu if too large), cpu, accelerator
+    data: dict[str, Any]  # data.device: memory of the inputs, auto (accelerator, or cpu if too large), cpu, accelerator
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None
@@ -60,9 +60,9 @@ class Config:
     estimated: dict[str, Any] = field(default_factory=dict)  # data settings estimated from training groups; filled in
     seed: int = 0  # seed of the initial weights, the tasks and the noise
     device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
-    threads: int = 1  # number of threads of torch on the CPU; results depend on it in the last digits
-    logger: dict[str, Any] | None = None  # also receives the lines of metrics.jsonl
-    init: str = ""  # initial weights: transductive, inductive (learners that ship), or the folder of a run
+    threads: int = 1  # number of CPU threads of torch; it affects the last digits of the results
+    logger: dict[str, Any] | None = None  # service that also receives the lines of metrics.jsonl
+    init: str = ""  # initial weights: a learner that ships (transductive, inductive), or the folder of a run
     resume: str = ""  # folder of an interrupted run to continue
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Config:
         check_choice("data.device", self.place, PLACES)
 
     def with_absolute_path(self) -> Config:
-        """Return the settings with an absolute data.path, so that a finished run finds its data from any folder."""
+        """Return the settings with an absolute data.path. A finished run then finds its data from any folder."""
         path = self.data.get("path")
         absolute = {"path": str(user_path(path).absolute())} if path and isinstance(path, str) else {}
         return replace(self, data=self.data | absolute)
@@ -90,7 +90,7 @@ class Config:
     def source(self) -> dict[str, Any]:
         """Return the arguments of the data source: data.* without data.device, and settings estimated in training.
 
-        Settings that were estimated from the training data, such as means, also apply if data.path is changed.
+        Estimated settings, such as means, also apply if data.path is changed.
         """
         return {name: value for name, value in self.data.items() if name != "device"} | self.estimated
 
@@ -164,8 +164,8 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated` is added: it records
-    that data=groups of that version centred predictors only with data.centre=true.
+    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated` is added. In that version,
+    data=groups centred predictors only with data.centre=true, and the entry records this.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)

@@ -1,7 +1,7 @@
 """Processes of a run on several devices. All processes train; only the first evaluates, prints and writes files.
 
-The other processes are called workers. All find each other through the environment variables of torchrun. Without
-torchrun, the first process sets these variables and starts the workers as `python -m experiments.run`.
+The other processes are called workers. The processes find each other through the environment variables of torchrun.
+Without torchrun, the first process sets these variables and starts the workers as `python -m experiments.run`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _train_in_group(train: Callable[[Config, Path], object]) -> None:
 
 
 def _exit_with_first() -> None:
-    """Exit as soon as the first process has ended, which closes the pipe to this worker.
+    """Exit when the first process ends and thereby closes the pipe to this worker.
 
     Otherwise a collective operation would wait for the first process forever.
     """
@@ -128,7 +128,7 @@ def _exit_with_first() -> None:
 
 @contextlib.contextmanager
 def _worker_processes(devices: int) -> Iterator[None]:
-    """Context manager that starts the workers, unless torchrun has started them, and stops them at the end."""
+    """Context manager that starts the workers and stops them at the end. torchrun starts its workers itself."""
     if _under_torchrun():
         yield
         return
@@ -170,10 +170,10 @@ def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _start_worker(rank: int) -> subprocess.Popen[bytes]:
-    """Start a worker in a session of its own, so that Ctrl-C reaches only the first process, which stops the workers.
+    """Start a worker in a session of its own. Ctrl-C then reaches only the first process, which stops the workers.
 
-    Two launchers were rejected. Fabric kills the first process when another is lost, before the first process can print
-    a message. torchrun prints errors of many lines. When torchrun is killed, the other processes continue.
+    Other launchers do not fit. When a process is lost, Fabric kills the first process before it can print a message.
+    torchrun prints errors of many lines. When torchrun is killed, the processes continue.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}

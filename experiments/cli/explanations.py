@@ -90,7 +90,7 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
 
 
 def also_set_by(folder: Path, group: str, choice: str) -> Rows:
-    """Yield one row with the settings of other groups that the YAML of a choice sets; nothing if there are none.
+    """Yield one row with the settings of other groups that the YAML of a choice sets. Yield nothing without them.
 
     The arguments are those of `settings_of_choice`.
     """
@@ -108,7 +108,7 @@ def _contents(folder: Path, group: str, choice: str) -> tuple[dict[str, Any], di
 
 
 def choices_of(folder: Path, chosen: Mapping[str, str], schema: type | None) -> Rows:
-    """Yield one row per group of choices: "guide=", and its options, its default and an explanation.
+    """Yield one row per group of choices, such as "guide=". The row has the options, the default and an explanation.
 
     Args:
         folder: the folder of the configuration.

@@ -27,7 +27,7 @@ COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
 def raised_in_composition(error: BaseException) -> bool:
-    """Return whether an error was raised inside Hydra, OmegaConf or their parsers, which raise errors of many types."""
+    """Return whether an error of any type was raised inside Hydra, OmegaConf or their parsers."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS
@@ -42,7 +42,7 @@ def masks_interrupt(error: BaseException) -> bool:
 
 
 def _contexts(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and the chain of its contexts (`__context__`), i.e. the errors that were raised before it."""
+    """Yield an error and the chain of its contexts (`__context__`), i.e. the errors raised before it."""
     while error is not None:
         yield error
         error = error.__context__

@@ -41,8 +41,8 @@ def composable(arguments: Sequence[str]) -> list[str]:
 def allow_part_setting(argument: str) -> str:
     """Return the argument with Hydra's prefix ++ if it is a setting of the data, guide, model, ... (guide.xi=0.1).
 
-    Hydra requires the prefix for keys that are not in the YAML. A YAML file need not list all settings, since the
-    signature of the constructor determines which settings exist.
+    Hydra requires the prefix for keys that are not in the YAML. A YAML file need not list all settings: the signature
+    of the constructor determines which settings exist.
     """
     open_ended = (*(f"{part}." for part in ("data", "logger", *PARTS)), "train.learning_rates", "train.kl_weight")
     return f"++{argument}" if argument.startswith(open_ended) else argument
@@ -54,7 +54,7 @@ def key_of(argument: str) -> str:
 
 
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
-    """Put the values of settings in LITERALS (paths and free text) in quotes, unless they are quoted.
+    """Put unquoted values of settings in LITERALS (paths and free text) in quotes.
 
     Args:
         arguments: arguments NAME=VALUE.

@@ -1,7 +1,7 @@
 """Sweeps (`-m`) with any launcher. After a failure the other jobs continue, and failed jobs are listed at the end.
 
-Jobs may run in other processes and on other machines. Each job writes a file to the folder of the sweep when it starts,
-and removes the file when it succeeds.
+Jobs may run in other processes and on other machines. Each job writes a file to the folder of the sweep when the job
+starts, and removes the file when the job succeeds.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ JOINED = "\N{NO-BREAK SPACE}"
 def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
     """Format a table for a terminal, in lines of at most WIDTH characters.
 
-    Columns without a value in any row are left out. A single row is printed with one line per column. For several rows,
-    cells are wrapped at spaces, and columns that still do not fit are printed below in a second block.
+    Columns without a value in any row are left out. A single row is printed with one line per column. In a table of
+    several rows, cells are wrapped at spaces. Columns that still do not fit are printed below, in a second block.
 
     Args:
         rows: the rows, each a mapping from column to cell.
@@ -36,7 +36,7 @@ def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
 
 
 def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[str]]]:
-    """Split the columns of a table into blocks that fit into WIDTH if their cells are wrapped.
+    """Split the columns of a table into blocks. A block fits into WIDTH once its cells are wrapped.
 
     Args:
         columns: the title and cells of each column.

@@ -9,11 +9,12 @@ import numpy as np
 
 
 def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
-    """Return L_crit: objective=monte_carlo with fewer than L_crit samples of w makes the prior collapse.
+    """Return the critical number of samples of objective=monte_carlo. With fewer samples of w the prior collapses.
 
-    L_crit = 1 + noise^2 / (M v), where noise and scale are settings of the data. v = 1 / (1 / scale^2 + n / noise^2) is
-    the true variance of p(w | support) for n support points. M is the number of query points with objective.joint=true,
-    else 1. docs/collapse.md derives L_crit.
+        L_crit = 1 + noise^2 / (M v),    v = 1 / (1 / scale^2 + n / noise^2).
+
+    noise and scale are settings of the data. v is the true variance of p(w | support) for n support points. M is the
+    number of query points with objective.joint=true, else 1. docs/collapse.md derives L_crit.
 
     Args:
         results: results.json of a run on data=gaussian_mean.
@@ -25,9 +26,11 @@ def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:
-    """Return the mutual information I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2, in nats per task.
+    """Return the mutual information I(w; x) of weights and inputs, in nats per task.
 
-    I(w; x) is the optimal value of KL(q, p_psi), the divergence of the posterior q from the conditional prior p_psi.
+        I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2
+
+    I(w; x) is the optimal value of KL(q, p_psi), where q is the posterior and p_psi the conditional prior.
 
     Args:
         data: the settings of data=spinning_lines, with the standard deviations `scale` and `slope_scale`.

@@ -1,4 +1,4 @@
-"""The plots of experiments.collapse. Each function returns the path of its plot, or None if it has no data to plot."""
+"""The plots of experiments.collapse. Each function returns the path of its plot, or None without data to plot."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
 def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """Plot the sd of p(w | support), divided by the true sd, against the number of samples L in training.
 
-    The plot has one curve per named part of the study. A vertical line marks the number of samples below which the
-    prior must collapse (`critical_samples`).
+    The plot has one curve per named part of the study. A vertical line marks the critical number of samples, below
+    which the prior collapses (`critical_samples`).
     """
     parts = [part for part in names if any(row.part == part for row in rows)]
     if not parts:

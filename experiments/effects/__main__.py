@@ -1,9 +1,11 @@
 """python -m experiments.effects RUN_DIR: the learned prior and the effects of each group of a run on data=groups.
 
-The command prints means, standard errors, sds and correlations of the effects and the sd of the noise, beside the
-closed-form estimates (maximum likelihood). All are in the units of the file, with intercepts at x = 0. It writes
-prior.csv, effects.png and effects.csv. effects.csv has one row per group and effect: the estimate given all points of
-the group, 90% interval, shrinkage, closed form and least squares.
+The command prints means, standard errors, sds and correlations of the effects, and the sd of the noise. The closed-form
+estimates (maximum likelihood) are printed beside these values. All values are in the units of the file, with intercepts
+at x = 0. The command writes prior.csv, effects.png and effects.csv.
+
+effects.csv has one row per group and effect. A row has the estimate given all points of the group, the 90% interval,
+the shrinkage, the closed form and least squares.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pyro_metabayes.storage.paths import user_path
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups, learner = setup.tasks.source, setup.learner

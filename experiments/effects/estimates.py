@@ -97,7 +97,7 @@ def _in_units(
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Return means [tasks, weights] and covariances [tasks, weights, weights] of the weights of the first output.
 
-    Both are in float64, exact for Gaussian distributions, and estimated from draws for others.
+    Both are in float64. The moments are exact for Gaussian distributions, and estimated from draws for others.
 
     Args:
         q: distribution of w with batch shape [tasks] and event shape [outputs, weights].

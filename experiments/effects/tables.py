@@ -22,7 +22,7 @@ def text(value: float | None) -> str:
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
     """Return the table of the prior: one row per coefficient, per correlation of effects, and for the noise.
 
-    For each method it has the estimate, the standard error (se) and the sd over groups.
+    Each method has the columns estimate, standard error (se) and sd over groups.
 
     Args:
         groups: the groups of the file.

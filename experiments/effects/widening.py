@@ -34,7 +34,7 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
 def half_widths_of_effects(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
     """Return the half widths of the 90% intervals of the effects, in the units of the file, [tasks, effects].
 
-    An effect in the units of the file is a linear function of all weights, so it is predicted like a label at suitable
+    An effect in the units of the file is a linear function of all weights. So it is predicted like a label, at suitable
     inputs.
 
     Args:

@@ -1,8 +1,8 @@
 """python -m experiments.embed FOLDER out=features.npz backbone=timm backbone.name=resnet18: save features of images.
 
 FOLDER has one folder per class, as for data=image_folder. Images are resized to the square input of the network. The
-file has the arrays that data=features reads: features, labels (names of the classes), files, and split if FOLDER is
-divided into splits. The same command continues after an interruption.
+file has the arrays that data=features reads: features, labels (names of the classes) and files. If FOLDER is divided
+into splits, the file also has the array split. The same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHANNELS = [3, 84, 84]  # shape for building the network; colour images may have
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("folder", help="a folder with one folder of images per class")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder with one folder of images per class")
     parser.add_argument("settings", nargs="*", help=f"out=FILE.npz, and settings of {', '.join(SETTINGS)}")
     options = parser.parse_args(arguments)
     _refuse_no_folder(options.folder)
@@ -104,8 +104,8 @@ def _network(config: Config) -> PretrainedNetwork:
     if not isinstance(network, PretrainedNetwork):
         given = HydraConfig.get().runtime.choices["backbone"]
         raise UsageError(
-            f"expected backbone=timm or backbone=torchvision, got backbone={given}, which a run trains "
-            f"itself; use {command_line('run')} data=image_folder"
+            f"expected backbone=timm or backbone=torchvision, got backbone={given}; to train this backbone, use "
+            f"{command_line('run')} data=image_folder"
         )
     return network.to(device_of(config.device)).eval()
 

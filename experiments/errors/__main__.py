@@ -1,13 +1,13 @@
 """python -m experiments.errors RUN_DIR: the confusion matrix and the most confident errors of a finished run.
 
-The command predicts the queries of the evaluation tasks again, and writes to RUN_DIR/errors. confusion.csv has the
-number of queries of each class (rows) that were predicted as each class (columns). confusion_shares.csv has these
-numbers divided by the number of queries of the row's class in tasks with both classes. confusion.png shows these shares
-for the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, with the file
-or row of the query. errors.png shows these queries, if they are images.
+The command predicts the queries of the evaluation tasks again, and writes five files to RUN_DIR/errors. confusion.csv
+has one row per true class and one column per predicted class, with numbers of queries. confusion_shares.csv has these
+numbers as shares: of the queries of the true class, in tasks that have both classes. confusion.png shows the shares for
+the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, and the file or
+row of each query. errors.png shows these queries, if they are images.
 
 Settings that are not learned can be changed, such as task.shot=5 or eval.tasks=2000. The results are then in a
-subfolder of RUN_DIR/errors that is named after the changed settings.
+subfolder of RUN_DIR/errors, named after the changed settings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PRINTED = 10  # number of rows of each table that are printed
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     parser.add_argument("settings", nargs="*", default=[], help="changed settings, such as task.shot=5")
     parser.add_argument("--most", type=int, default=24, help="number of errors that are written (%(default)s)")
     options = parser.parse_args(arguments)

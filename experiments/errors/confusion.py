@@ -18,8 +18,8 @@ TRUE = "true class"  # title of the first column of a matrix
 class Confusion:
     """Confusion matrix of the classes that occur in at least one task.
 
-    A class can be predicted only in a task that has this class. So the share of queries of class a that are predicted
-    as class b refers to tasks with both classes.
+    A class can be predicted only in a task that has this class. So shares are computed over tasks with both classes,
+    the true and the predicted class.
 
     Args:
         names: names of the classes [classes].

@@ -1,8 +1,10 @@
 """python -m experiments.gold RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
-NUTS samples the exact inductive posterior p(w | support), and p(w | support and query), which the training posterior
-approximates. The command reports the approximation gap and the amortization gap of the guide, and results of
-importance sampling. Several folders of runs are compared in one table. Settings of task, eval and guide can be changed.
+NUTS samples two exact posteriors: the inductive p(w | support), and p(w | support and query). The training posterior of
+the guide approximates the second. The command reports the approximation gap and the amortization gap of the guide, and
+results of importance sampling. Several folders of runs are compared in one table. Settings of task, eval and guide can
+be changed.
+
 The command writes table.md, table.csv, gold.png and tasks.npz (the metrics of each task) to RUN_DIR/gold of the first
 run. docs/gold.md explains the metrics.
 """
@@ -69,7 +71,7 @@ class GoldSettings:
 
 
 def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Comparison:
-    """Compare the posterior of a guide with the exact posterior, and the predictions of both.
+    """Compare the posterior and the predictions of a guide with exact inference.
 
     Args:
         learner: the trained learner.

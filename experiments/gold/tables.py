@@ -75,7 +75,7 @@ def interval(values: Tensor, digits: int = 1, factor: float = 1, error: Tensor |
 def prediction_row(run: str, comparison: Comparison) -> Row:
     """Return one row of the table of predictions given the support set.
 
-    It has the scores of the guide, of NUTS (gold) and of class means, and the paired difference gold - guide.
+    The row has the scores of the guide, of NUTS (gold) and of class means, and the paired difference gold - guide.
     """
     row = {"run": run, "transductive": "yes" if comparison.transductive else "no"}
     titles = {

@@ -1,9 +1,9 @@
 """python -m experiments.partial_pooling study=radon: amortized partial pooling compared with closed forms and NUTS.
 
-The command trains the runs of conf/study/NAME.yaml on a table of groups. It fits the same linear mixed model by maximum
-likelihood and restricted maximum likelihood, and samples it by NUTS under weak priors. Finished runs are kept, so the
-same command continues an interrupted study. It writes table.md, table.csv, effects.png, shrinkage.png and prior.png.
-docs/partial-pooling.md explains the tables and plots.
+The command trains the runs of conf/study/NAME.yaml on a table of groups. The same linear mixed model is also estimated
+in three other ways: by maximum likelihood, by restricted maximum likelihood, and by NUTS under weak priors. Finished
+runs are kept, so the same command continues an interrupted study. The command writes table.md, table.csv, effects.png,
+shrinkage.png and prior.png. docs/partial-pooling.md explains the tables and plots.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def groups_of(row: Row, folder: Path) -> Groups:
 def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[str, str]]:
     """Return the table of the RMSE on held-out groups, given a few points of each group.
 
-    It compares the runs with closed forms, on the splits of the runs and on other random splits.
+    The table compares the runs with closed forms, on the splits of the runs and on other random splits.
 
     Args:
         rows: the rows of the part with held-out groups.

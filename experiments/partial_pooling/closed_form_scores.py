@@ -50,7 +50,7 @@ def range_of_coverage(
 ) -> tuple[float, float]:
     """Return the central 95% range of coverage90 over responses that are simulated from the fitted model.
 
-    The range says how far the coverage of a few test groups is from 0.9 by chance, if model and estimates are exact.
+    Even for an exact model, the coverage of a few test groups differs from 0.9 by chance. The range shows by how much.
 
     Args:
         fitted: the fitted model.

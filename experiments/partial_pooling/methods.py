@@ -30,7 +30,7 @@ BOUNDS = 100  # number of single-sample ELBOs that are averaged
 
 @runtime_checkable
 class HasSharedEffects(Protocol):
-    """Regression on groups with coefficients `beta` of the features without group effects, [outputs, features]."""
+    """Regression on groups. `beta` [outputs, features] are the coefficients of the features without group effects."""
 
     beta: Tensor
 
@@ -176,8 +176,8 @@ def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
     """Return the RMSE on the queries of tasks, in standard deviations of the response, by closed-form method.
 
-    The prior is fitted to the training groups. As in results.json, the RMSE is the root of the mean over tasks of the
-    mean squared error of each task.
+    The prior is fitted to the training groups. As in results.json, the RMSE is the square root of the mean over tasks
+    of each task's mean squared error.
     """
     fitted = fit(groups.with_equal_precision(groups.whole()), groups.num_random)
     known = groups.with_equal_precision(tasks)

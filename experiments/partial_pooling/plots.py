@@ -92,9 +92,9 @@ def _ellipse(pooled: GroupEstimates) -> list[Tensor]:
 
 
 def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[GroupEstimates]], folder: Path) -> Path:
-    """Plot draws by NUTS of the parameters of the prior (sds over groups, correlation, noise) to prior.png.
+    """Plot the parameters of the prior (sds over groups, correlation, noise) to prior.png.
 
-    Lines are the point estimates of the other methods.
+    Histograms show draws by NUTS. Lines show the point estimates of the other methods.
     """
     panels = _prior_panels(groups, draws)
     rows = (len(panels) + 1) // 2

@@ -2,14 +2,14 @@
 
 For a run on classes, the support set is a folder with one folder of images per class, or a file FILE.npz with the
 arrays `features` (or `images`) and `labels`. The query set is a folder of images, or FILE.npz or FILE.npy without
-labels. The command writes one row per query to a CSV file: predicted class, its probability, the spread (the standard
-deviation of this probability over draws of the posterior), the entropy of the prediction in nats, and the probability
-of each class.
+labels. The command writes one row per query to a CSV file. The row has the predicted class, its probability, the
+spread, the entropy of the prediction in nats, and the probability of each class. The spread is the standard deviation
+of the probability over draws of the posterior.
 
 For a run on data=groups, give one CSV file instead: python -m experiments.predict RUN_DIR new.csv. The file has the
-predictors of the run, in the same units. Rows with a response are the support set of their group; rows with a blank
-response are predicted. Without the column of groups all rows belong to one group. The command writes mean, sd and 90%
-interval of a new observation, in the units of the data.
+predictors of the run, in the same units. Rows with a response are the support set of their group. Rows with a blank
+response are predicted. Without the column of groups, all rows belong to one group. The command writes the mean, sd and
+90% interval of a new observation, in the units of the data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HINT = "pass support=FOLDER query=FOLDER, or support=FILE.npz query=FILE.npz"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     parser.add_argument("inputs", nargs="+", help="support=... and query=..., or a CSV file for a run on data=groups")
     parser.add_argument("--out", type=user_path, default=Path("predictions.csv"), help="output file (%(default)s)")
     options = parser.parse_args(arguments)

@@ -75,7 +75,7 @@ def in_units(
         learner: the trained learner.
         support: support points: standardised inputs, and the label in the last column [points, inputs + 1].
         query: query points in the same form; their labels are ignored.
-        errors: errors of the estimated parameters, which sd and interval then include; None to ignore errors.
+        errors: errors of the estimated parameters, included in sd and interval; None to ignore errors.
     """
     scales = groups.scales
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])

@@ -37,7 +37,7 @@ class PredictiveSettings:
 
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
-    """Compute the discrepancies by name, under "posterior" and, unless the prior is flat, under "prior"."""
+    """Compute the discrepancies by name, under "posterior" and "prior". A flat prior has no entry "prior"."""
     setup, episodes = run_and_tasks(settings.run, changed, settings.tasks)
     with seeded(settings.noise):
         replications = predictive_draws(setup.learner, episodes, settings.samples)

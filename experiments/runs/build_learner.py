@@ -190,9 +190,9 @@ def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -
 
 
 def _refuse_unread_weights(config: Config, learner: MetaLearner, source: Source) -> None:
-    """Check that the model uses data.weights. Another model would take the weights of rows for a predictor."""
+    """Check that the model uses data.weights. Another model would read the weights of rows as a predictor."""
     if isinstance(source, Groups) and source.weighted and not getattr(learner.model, "weighted", False):
         raise UsageError(
-            f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; leave "
-            "model= as data=groups sets it, or remove data.weights"
+            f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; set "
+            "model=hierarchical_regression, or remove data.weights"
         )

@@ -29,7 +29,7 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
     """Return the group of each task, over all tasks of all runs; None if tasks are not drawn from groups.
 
-    Runs may share groups, whose tasks are then not independent.
+    Runs may share groups. Tasks of the same group are not independent.
     """
     groups = [run.groups for run in runs if run.groups is not None]
     return np.concatenate(groups) if groups and len(groups) == len(runs) else None
@@ -178,7 +178,7 @@ def _calibration(runs: Sequence[Run]) -> str:
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Remove the columns of classification, of regression and of the joint NLL, unless a run has values in them."""
+    """Remove the columns of classification, regression and joint NLL in which no run has a value."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     if not any("joint_nll" in run.per_task for run in runs):

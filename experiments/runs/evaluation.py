@@ -24,10 +24,10 @@ LONGEST = 200  # largest number of bytes of the name of a folder without the has
 
 
 def folder_name(settings: Sequence[str]) -> str:
-    """Return the name of the folder of an evaluation: its changed settings, and a hash if they have a path or are long.
+    """Return the folder name of an evaluation: its changed settings, and a hash if these contain a path or are long.
 
-    A path is shortened to the name of its file. The hash is computed from the absolute path, so that it does not depend
-    on the current folder.
+    A path is shortened to the name of its file. The hash is computed from the absolute path. So it does not depend on
+    the current folder.
     """
     shown = [f"{PATH}{Path(path).name}" if (path := _path_of(setting)) else setting for setting in settings]
     name = ",".join(shown) or "again"
@@ -75,7 +75,7 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
     """Restore the learners of the runs in eval.ensemble.
 
     Raises:
-        UsageError: a run has another backbone. The features of the tasks do not fit the learner of this run.
+        UsageError: a run has another backbone, so its learner cannot read the features of the tasks.
     """
     own = backbone_fingerprint(setup.learner)
     learners: list[MetaLearner] = []

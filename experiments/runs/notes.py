@@ -70,7 +70,7 @@ CLAIMS = {
 
 
 def note_division(results: Mapping[str, Any]) -> None:
-    """Print a note if training and test have the same classes: the scores then say nothing about new classes."""
+    """Print a note if training and test have the same classes. The scores then say nothing about new classes."""
     if claim := CLAIMS.get(results.get("division") or ""):
         print(f"note: data.split={results['division']}: {claim}")
 

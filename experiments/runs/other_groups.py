@@ -17,7 +17,7 @@ ROUNDING = 1e-9  # largest relative difference of scales that two machines compu
 
 
 def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
-    """Return the configuration of an evaluation, changed such that a new file is not split into training and test.
+    """Return the configuration of an evaluation, in which a new file is not split into training and test groups.
 
     A copy of the training file is split as in training.
 

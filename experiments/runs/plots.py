@@ -86,7 +86,7 @@ def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: boo
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
-    """Return the logged steps and the values of a metric; NaN for a missing value, which leaves a gap in the plot."""
+    """Return the logged steps and the values of a metric. A missing value is NaN, which leaves a gap in the plot."""
     values = [math.nan if line[name] is None else factor * line[name] for line in lines]
     return [line["step"] for line in lines], values
 
@@ -124,7 +124,7 @@ def limits_without_outliers(values: Sequence[float]) -> tuple[float, float] | No
 
 
 def _style(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line style, with a marker if there is only one point, which a line would not show."""
+    """Return a line style. A single point gets a marker, since a line would not show it."""
     return "o-" if len(lines) == 1 else "-"
 
 

@@ -44,9 +44,7 @@ def refuse_training(settings: Sequence[str]) -> None:
 def refuse_unknown_classes(settings: Sequence[str]) -> None:
     """Check that task.unknown is not set, in a command whose tasks have no unknown classes."""
     if any(setting.startswith("task.unknown=") for setting in settings):
-        raise UsageError(
-            "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove task.unknown"
-        )
+        raise UsageError("expected no task.unknown here, got this setting; remove it, or use experiments.evaluate")
 
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -89,7 +87,7 @@ def _runs(folders: Sequence[str], schema: type) -> DictConfig:
 
 
 def _setting(argument: str) -> DictConfig:
-    """Parse an argument NAME=VALUE. The value of run= is taken literally, since a path may contain any character."""
+    """Parse an argument NAME=VALUE. The value of run= is taken literally, because a path may contain any character."""
     name, _, value = argument.partition("=")
     if name == "run" and (not value.startswith("[") or user_path(value).exists()):
         return OmegaConf.create({name: str(user_path(value))})
@@ -148,7 +146,7 @@ def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: M
 
 
 def _refuse_unknown_scales(state: dict[str, Any], config: Config, setup: RunSetup) -> None:
-    """Check that a run of version 0.1 reads its own file, since it did not record how to standardise another file."""
+    """Check that a run of version 0.1 reads its own file. Such a run cannot standardise another file."""
     saved, path = state.get("config", {}), config.data.get("path")
     unknown = isinstance(setup.tasks.source, EstimatesSettings) and "estimated" not in saved
     if unknown and path != saved.get("data", {}).get("path"):

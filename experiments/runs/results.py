@@ -175,8 +175,8 @@ def commit() -> str | None:
 def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
     """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
 
-    Both are in nats, for standardised columns. If the prior depends on the support set, the support set is empty. The
-    result is None if model or prior have no closed form, or the data have no groups.
+    Both are in nats, for standardised columns. A prior that depends on the support set is evaluated with an empty
+    support set. The result is None if model or prior have no closed form, or the data have no groups.
     """
     source, model = setup.tasks.source, setup.learner.model
     if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:

@@ -54,7 +54,7 @@ class CentresFeatures(Protocol):
 class RunSetup:
     """Objects of a run.
 
-    learner: the learner with a pretrained backbone. Its other weights are untrained, unless they were restored.
+    learner: the learner with a pretrained backbone. The other weights are untrained or restored.
     data_fingerprint: a hash of the data; None for a simulator.
     """
 
@@ -77,7 +77,7 @@ def set_up(
         config: the configuration of the run.
         num_classes: number of classes that the learner is built for; None: the way of the tasks.
         training: whether the training and validation splits are read too. If false, only the evaluation split is read.
-        restore: loads the weights of a trained learner, whose backbone is then not pretrained; None: untrained weights.
+        restore: loads the weights of a trained learner, in place of pretraining; None: untrained weights.
 
     Raises:
         UsageError: the configuration cannot be run.
@@ -147,14 +147,13 @@ def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -
 
 
 def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> None:
-    """Set the mean feature of a guide that centres features, to the mean over training tasks."""
+    """Set the mean feature of a guide that centres features to the mean over training tasks."""
     if not isinstance(learner.guide, CentresFeatures):
         return
     if not config.frozen:
         guide = config.choices.get("guide")
         raise UsageError(
-            f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got "
-            "backbone.frozen=false; set backbone.frozen=true"
+            f"expected a frozen backbone for guide={guide}, got backbone.frozen=false; set backbone.frozen=true"
         )
     learner.guide.centre_at(_mean_feature(tasks.stream("train")))
 
@@ -168,11 +167,11 @@ def _mean_feature(stream: TaskStream) -> Tensor:
 
 
 def start_at(learner: MetaLearner, init: str) -> None:
-    """Replace the initial weights of a learner by those of another learner.
+    """Replace the initial weights of a learner by the weights of another learner.
 
     Args:
         learner: the learner of the run.
-        init: the name of a learner that ships, or the folder of a run; "": keep the initial weights.
+        init: the name of a learner that ships, or the folder of a run; "" keeps the initial weights.
 
     Raises:
         UsageError: the other learner has another guide or model.
@@ -186,6 +185,6 @@ def start_at(learner: MetaLearner, init: str) -> None:
         guide = type(start.guide).__module__.rpartition(".")[2]
         difference = str(error).partition("another: ")[2].partition(";")[0]
         raise UsageError(
-            f"expected guide={guide} with its default settings, on features, for init={init}, got other parts: "
-            f"{difference}; set guide={guide}, or remove init"
+            f"expected the model and guide of init={init}, got others ({difference}); set guide={guide} with its "
+            "default settings and data of features, or remove init"
         ) from None

@@ -30,7 +30,8 @@ def per_cent(mean: float, ci95: float | None = None) -> str:
 def task_name(results: Mapping[str, Any]) -> str:
     """Return the name of a task, such as "5-way 1-shot", or "64+5-way 1-shot" with base classes.
 
-    In a regression it is "10 support points"; for data=groups "at most 10", since a group may have fewer rows.
+    A regression has names such as "10 support points". For data=groups the name is "at most 10 support points", because
+    a group may have fewer rows.
     """
     way, shot = results["way"], results["shot"]
     beside = f"{base}+" if (base := results.get("base_classes")) else ""
@@ -118,19 +119,19 @@ def _calibration(results: Mapping[str, Any]) -> str:
 
 
 def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
-    """Remove the joint NLL from results of earlier versions. They averaged over few draws and overestimated it."""
+    """Remove the joint NLL from results of earlier versions, which overestimated it by averaging over few draws."""
     return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
 
 
 def kl_weight(results: Mapping[str, Any]) -> str:
-    """Format the KL weight at the end of the training; a dash if the results have no ELBO or the objective no KL."""
+    """Format the KL weight at the end of the training; a dash without an ELBO, or for an objective without a KL."""
     training = results.get("config", {}).get("train")
     weight = training.get("kl_weight") if isinstance(training, Mapping) else None
     return "-" if results["elbo"] is None else weight_cell(results.get("kl_weight", weight))  # since version 0.2
 
 
 def weight_cell(weight: Any) -> str:
-    """Format a KL weight; of a schedule the weight at its end; a dash for None."""
+    """Format a KL weight: a number, the weight at the end of a schedule, or a dash for None."""
     weight = weight.get("end") if isinstance(weight, Mapping) else weight
     return "-" if weight is None else f"{weight:g}"
 
@@ -163,7 +164,7 @@ def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list
 
     Args:
         rows: the rows of the wide table.
-        width: largest width of a table in characters, unless two columns alone are wider.
+        width: largest width of a table in characters. A table of two columns may be wider.
         columns: largest number of columns.
     """
     first, *others = rows[0]

@@ -29,7 +29,7 @@ from pyro_metabayes.learner import MetaLearner
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data set with a hash of its content. Simulators have none, since their settings define them."""
+    """Data set with a hash of its content. Simulators have none: their settings define them."""
 
     def fingerprint(self) -> str:
         """Return a hash of the data."""
@@ -40,7 +40,7 @@ class EstimatesSettings(Protocol):
     """Data with settings that are estimated from the training groups, such as scales of columns."""
 
     def estimated_settings(self) -> dict[str, Any]:
-        """Return the estimated settings, which a run records to read other data in the same way."""
+        """Return the estimated settings. A run records these settings to read other data in the same way."""
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class RunTasks:
         return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
     def response(self) -> dict[str, Any] | None:
-        """Return name and sd of the response. Labels are divided by this sd. Without standardisation, return None."""
+        """Return name and sd of the response. Labels are divided by this sd. None without standardisation."""
         source = self.source
         if not isinstance(source, Groups) or source.family != "gaussian":
             return None
@@ -139,7 +139,7 @@ def load_data(config: Config) -> Bank | Source:
 
 
 def source_of(config: Config, data: Bank | Source) -> Source:
-    """Return the task sampler of the data, which depends on task.base_query and task.vary for a data set of classes."""
+    """Return the task sampler of the data. For a data set of classes, it depends on task.base_query and task.vary."""
     if not isinstance(data, Bank):
         return data
     if isinstance(data, DomainBank):
@@ -165,8 +165,8 @@ def note_narrower_validation(config: Config, source: Source, learner: MetaLearne
         return
     if learner.guide.num_classes is not None:
         raise UsageError(
-            f"expected at least task.way={way} classes in the val split, got {narrower}; lower task.way or bring more "
-            f"classes, since guide={config.choices.get('guide')} has a fixed number of classes"
+            f"expected at least task.way={way} classes in the val split for guide={config.choices.get('guide')}, got "
+            f"{narrower}; lower task.way, add classes, or take a guide for any number of classes"
         )
     print(
         f"note: the val split has {narrower} classes; validation is {narrower}-way, training {way}-way", file=sys.stderr

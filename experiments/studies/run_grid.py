@@ -25,7 +25,7 @@ _stopped = False  # True in a worker that must not start another job
 def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
     """Run every unfinished job in parallel worker processes.
 
-    One job of each data set runs before all other jobs, since it fills the caches that they read.
+    First one job of each data set runs, and fills the caches that the other jobs read.
 
     Args:
         jobs: the jobs; finished jobs are skipped.

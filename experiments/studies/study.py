@@ -128,7 +128,7 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
 
 
 def claim(folder: Path, name: str) -> None:
-    """Write the name of a study to study.txt in its folder, unless the file already contains this name.
+    """Write the name of a study to study.txt in its folder. A file with this name is kept.
 
     Raises:
         UsageError: the folder holds another study or other files.
@@ -151,7 +151,7 @@ def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
-    """Return the jobs that train the rows of a study, and the jobs that evaluate the runs again; both ordered by seed.
+    """Return two lists of jobs: training of the rows of a study, and evaluations of the runs. Both are ordered by seed.
 
     Args:
         rows: the rows of the study.

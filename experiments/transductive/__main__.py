@@ -1,9 +1,9 @@
 """python -m experiments.transductive: transductive methods on the same tasks of several data sets of features.
 
-A data set of features is called a bank. The command writes the banks, trains the learners of the study
-(conf/study/transductive.yaml), chooses settings and temperatures on validation classes, scores each method on test
-classes, and writes the tables into a page. Finished results are kept, so the same command continues an interrupted
-comparison.
+A data set of features is called a bank. First the command writes the banks, and trains the learners of the study
+(conf/study/transductive.yaml). Then settings and temperatures are chosen on validation classes, and each method is
+scored on test classes. Finally the tables are written into a page. Finished results are kept, so the same command
+continues an interrupted comparison.
 """
 
 from __future__ import annotations

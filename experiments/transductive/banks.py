@@ -23,7 +23,7 @@ CIFAR100_FEATURES = "cifar100_features/cifar100_lite0_pca256_int8.npz"  # below 
 
 
 def write_bank(path: Path, settings: str) -> None:
-    """Write a data set of features to an .npz file, unless the file exists.
+    """Write a data set of features to an .npz file. An existing file is kept.
 
     The arrays are features, labels, split and, if inputs come in pairs, partner (the row of the other input).
 

@@ -1,4 +1,4 @@
-"""Paired differences between our method and the best peer, and the margins within which both count as equally good."""
+"""Paired differences between our method and the best peer, and the margins within which the two count as equal."""
 
 from __future__ import annotations
 

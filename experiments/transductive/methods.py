@@ -37,10 +37,10 @@ class Method:
 
     Attributes:
         name: name of the row.
-        known: whether the method assumes balanced queries. It is then scored on balanced queries only.
-        candidates: settings of untrained guides; the most accurate on validation classes are chosen.
+        known: whether the method assumes balanced queries. Such a method is scored on balanced queries only.
+        candidates: settings of untrained guides. The most accurate candidate on validation classes is chosen.
         tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need no
-            temperature, and rows with published settings have no temperature.
+            temperature. Rows with published settings have none.
         many: additional settings for tasks with at least MANY shots.
         trained: label of the row of the study that trains the learner. A trained method has no candidates.
         changes: settings of the guide that differ from the training.

@@ -26,7 +26,7 @@ def section_of(
 ) -> str:
     """Return the section of a bank (data set) in Markdown.
 
-    Its tables are the scores of methods that assume balanced queries, the scores of other methods, differences from the
+    The tables are the scores of methods that assume balanced queries, the scores of other methods, differences from the
     best peer, calibration and cost, and the chosen settings.
     """
     known = [method for method in methods if method.known]
@@ -132,7 +132,7 @@ def _verdict(accuracy: Difference, nll: Difference) -> str:
 
 
 def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[TableRow]:
-    """Count the kinds of tasks in which each of our methods is better than the best peer or level with it.
+    """Count the kinds of tasks in which our methods are better than the best peer, and in which they are level with it.
 
     Returns:
         A table with one row per bank (data set) and method of ours.

@@ -11,7 +11,7 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
-    """Construct Conv3x3 without bias, batch norm, 2x2 max-pool and (if `relu`) ReLU.
+    """Construct a block of Conv3x3 (no bias), batch norm, 2x2 max-pool and, if `relu`, ReLU.
 
     Pooling before the ReLU is cheaper than after it, and gives the same output.
     """

@@ -14,8 +14,8 @@ def embedding(features: Callable[[Tensor], Tensor], x: Tensor, mirror: bool) -> 
     Args:
         features: the network, which maps N inputs to D features each.
         x: N images [N, channels, H, W], or N feature vectors [N, D].
-        mirror: whether the scaled features of each image and of its mirror image are averaged and scaled again, which
-            doubles the computation.
+        mirror: whether the scaled features of an image and of its mirror image are averaged, and the average scaled.
+            This doubles the computation.
 
     Returns:
         Tensor [N, D].

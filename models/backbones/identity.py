@@ -20,11 +20,11 @@ class Backbone(pyro_metabayes.Backbone):
 
     Args:
         input_shape: [D], the number of features.
-        power: exponent beta of the power transform sign(v) |v|^beta of each feature v. PT-MAP (Hu et al. 2021) has
-            beta = 0.5 and v >= 0.
+        power: exponent beta of the power transform sign(v) |v|^beta of each feature v. PT-MAP (Hu et al. 2021) has beta
+            = 0.5 and v >= 0.
         normalise: whether the features are scaled to unit length.
-        centre: whether the mean of the features of the training classes is subtracted, and the difference scaled to
-            unit length if `normalise`. The mean is 0 until `centre_on` sets it, which a run does before training.
+        centre: whether the mean feature of the training classes is subtracted. With `normalise`, the difference is
+            scaled to unit length. A run sets the mean by `centre_on` before training. Until then the mean is 0.
 
     Raises:
         UsageError: the inputs are not features, or the power is not positive.
@@ -51,7 +51,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @property
     def transforms(self) -> bool:
-        """Whether power transform or centring is on, so that features are more than inputs scaled to unit length."""
+        """Whether a power transform or centring changes the features."""
         return self.centre or self.power != 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ class Backbone(pyro_metabayes.Backbone):
 
     @torch.no_grad()
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Set the mean that `forward` subtracts: the mean of the transformed features in all batches.
+        """Set the mean that `forward` subtracts to the mean of the transformed features in all batches.
 
-        Without `centre` this does nothing.
+        Without `centre` this method does nothing.
         """
         if self.centre:
             features = [self._scaled(batch).double() for batch in batches]

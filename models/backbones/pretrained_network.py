@@ -40,10 +40,10 @@ class Inputs(NamedTuple):
 
 
 class PretrainedNetwork(pyro_metabayes.Backbone):
-    """Backbone with a given network, which maps N images in [0, 1] to D features each [N, D], scaled to unit length.
+    """Backbone that computes features of unit length with a given network.
 
-    Images are resized to the input size of the network (bilinear, antialiased) and standardised. The channel of grey
-    images is repeated three times.
+    N images in [0, 1] give features [N, D]. Images are resized to the input size of the network (bilinear, antialiased)
+    and standardised. The channel of grey images is repeated three times.
 
     Args:
         network: network that maps images [N, 3, size, size] to features [N, D].
@@ -90,7 +90,12 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
 def side_of(size: int, own: int) -> int:
     """Return the side of the images that the network receives, in pixels.
 
-    It is the setting `size`, or the default side `own` of the network if `size` is 0.
+    Args:
+        size: the setting backbone.size; 0 for the default size.
+        own: default size of the network.
+
+    Raises:
+        UsageError: size < 0.
     """
     if size < 0:
         raise UsageError(f"expected backbone.size >= 0, got {size}; 0 selects the default size of the network, {own}")

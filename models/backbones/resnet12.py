@@ -14,7 +14,10 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 class Block(nn.Module):
-    """Residual block: three Conv3x3-BN with swish between, a 1x1 shortcut with BN, swish; with `pool` 2x2 max-pool."""
+    """Residual block of three layers Conv3x3-BN with swish between the layers.
+
+    The shortcut is a 1x1 convolution with BN. The sum passes through swish and, with `pool`, a 2x2 max-pool.
+    """
 
     def __init__(self, num_inputs: int, num_outputs: int, pool: bool) -> None:
         super().__init__()

@@ -25,27 +25,32 @@ JITTER = 1e-4  # added to the unit diagonal of a kernel matrix, whose rank may b
 class Backbone(pyro_metabayes.Backbone):
     """Backbone that transforms the points of a task relative to M reference points of the task, without their labels.
 
-    The inputs are feature vectors of any number D of features. Let u_i be the inputs at unit length, and mu the mean of
-    u_i over the reference points. With points=support, mu is multiplied by a learned factor M / (M + tau), since it is
-    estimated from few points. Let x_i be the vector u_i - mu at unit length, and X [M, D] the x_i of the reference
-    points. The transformed features have the inner products
+    The inputs are feature vectors of any number D of features. Three quantities are computed in turn:
 
-        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
+        u_i = inputs scaled to unit length,
+        mu  = mean of u_i over the reference points (for points=support, times a learned factor M / (M + tau)),
+        x_i = u_i - mu scaled to unit length.
 
-    where kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. kappa gives directions of
-    large variance less weight (regularised whitening). a and lambda are learned functions of M and of the effective
-    dimension of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the other points.
+    X [M, D] holds the x_i of the reference points. The transformed features have the inner products
 
-    The tasks also get the tensor auxiliary["frame"] [T, 3] (T tasks): log (D / 128), the length of mu before the
-    multiplication, and the log of the effective dimension divided by 10.
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j).
 
-    No parameter depends on D, so a learner with this backbone accepts features of any kind. A task with N points, S of
-    them in the support set, has N transformed features if D >= N, otherwise 2 D (and S + 1 more for points=support).
+    kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. kappa gives directions of large
+    variance less weight (regularised whitening). a and lambda are learned functions of M and of the effective dimension
+    of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the other points.
+
+    The T tasks also get the tensor auxiliary["frame"] [T, 3]. The columns are log(D / 128), the length of the mean of
+    u_i, and log(effective dimension / 10).
+
+    No parameter depends on D. So a learner with this backbone accepts features of any kind. A task of N points has N
+    transformed features if D >= N, and 2 D otherwise. For points=support and D < N, there are S + 1 more, where S is
+    the number of support points.
 
     Args:
         input_shape: [D], or [None] for any D.
-        points: the reference points: `all` points, or those of the `support` set. With `support`, predictions for a
-            query do not depend on other queries.
+        points: the reference points.
+            `all`: all points of the task.
+            `support`: the support set. Predictions for a query then do not depend on other queries.
         width: width of the hidden layer of the network that computes a and lambda.
 
     Raises:
@@ -74,7 +79,7 @@ class Backbone(pyro_metabayes.Backbone):
         return functional.normalize(bounded(x), dim=-1)
 
     def embed_tasks(self, data: Data) -> Data:
-        """Return the tasks with transformed features in place of the features of their points; labels are not used."""
+        """Return the tasks with transformed features. Labels are not used."""
         seen = data.seen_queries
         queries = seen if self.points == "all" else torch.zeros_like(seen)
         x = self(torch.cat((data.support_x, data.query_x), 1))
@@ -117,7 +122,7 @@ class Backbone(pyro_metabayes.Backbone):
     def _centre(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return number [T, 1, 1] and mean [T, 1, D] of the reference points, and the vector to subtract [T, 1, D].
 
-        There are T tasks with D features.
+        The shapes are for T tasks with D features.
         """
         count = reference.sum(1, keepdim=True).clamp(min=1)
         mean = (reference * x).sum(1, keepdim=True) / count
@@ -150,8 +155,7 @@ class Backbone(pyro_metabayes.Backbone):
     def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the parameters a and lambda of the kernel of each of T tasks [T, 1, 1].
 
-        lambda is a learned multiple of M / (effective dimension). M is the sum of the eigenvalues of X^T X, so this
-        quotient is their mean over the effective dimensions.
+        lambda is a learned multiple of M / (effective dimension), the mean eigenvalue of X^T X per effective dimension.
         """
         statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
         share, ridge = self.network(statistics).split(1, -1)
@@ -172,8 +176,8 @@ def _statistics(num_features: int, mean: Tensor, effective: Tensor) -> Tensor:
 def _jitter_of_dual(num_support: int, mask: Tensor) -> Tensor:
     """Return S + 1 extra features of each point, for S support points.
 
-    They add jitter to the inner products: to those of a support point with itself, and to those between queries. Their
-    number does not depend on the number of queries.
+    The extra features add jitter to the inner product of a support point with itself, and to the inner products between
+    queries. The number of extra features does not depend on the number of queries.
     """
     own = torch.arange(mask.shape[1], device=mask.device).clamp(max=num_support)
     return JITTER**0.5 * functional.one_hot(own, num_support + 1) * mask

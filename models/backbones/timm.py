@@ -31,14 +31,16 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # names of weight files in r
 class Backbone(PretrainedNetwork):
     """Network of timm without its classifier, which maps images in [0, 1] to feature vectors of unit length.
 
-    Size, mean and standard deviation of the network's inputs are those of its configuration in timm.
+    The configuration of the network in timm gives the size, mean and standard deviation of the inputs.
 
     Args:
         input_shape: [channels, height, width] of one image.
         name: a name of `timm.list_models()`, with or without the tag of its weights: resnet18, resnet18.a1_in1k.
-        weights: `library`: the weights of timm for this name, from its cache. `random`: random weights, so that a run
-            pretrains the network. Otherwise the path of a file.
-        size: side of the images that the network receives, in pixels; 0: the size in its configuration.
+        weights: source of the weights.
+            `library`: the weights of timm for this name, from its cache.
+            `random`: random weights, so that a run pretrains the network.
+            PATH: the weights in this file.
+        size: side of the images that the network receives, in pixels; 0 for the size in the configuration.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
@@ -110,8 +112,8 @@ def _load_file(network: nn.Module, path: str) -> None:
 
 
 def _configuration(network: nn.Module) -> Any:
-    """Return timm's configuration of a network.
+    """Return timm's configuration of a network, a mapping.
 
-    The configuration is a mapping. It has the source of the weights, and the name of the classifier module.
+    The configuration contains the source of the weights and the name of the classifier module.
     """
     return network.pretrained_cfg

@@ -28,16 +28,18 @@ from pyro_metabayes.vision import torchvision
 class Backbone(PretrainedNetwork):
     """Network of torchvision without its last linear layer, which maps images in [0, 1] to feature vectors.
 
-    The features are scaled to unit length. Size, mean and standard deviation of the inputs are those published with
-    the weights.
+    The features are scaled to unit length. The size, mean and standard deviation of the inputs are published with the
+    weights.
 
     Args:
         input_shape: [channels, height, width] of one image.
         name: a name of `torchvision.models.list_models()`, with or without the name of its weights: resnet50,
             resnet50.IMAGENET1K_V1.
-        weights: `library`: the weights of torchvision for this name, from the cache of torch. `random`: random weights,
-            so that a run pretrains the network. Otherwise the path of a file.
-        size: side of the images that the network receives, in pixels; 0: the size for which the weights were published.
+        weights: source of the weights.
+            `library`: the weights of torchvision for this name, from the cache of torch.
+            `random`: random weights, so that a run pretrains the network.
+            PATH: the weights in this file.
+        size: side of the images that the network receives, in pixels; 0 for the published size.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:

@@ -33,10 +33,10 @@ class Block(nn.Module):
 class Backbone(pyro_metabayes.Backbone):
     """Network WRN-depth-width, which maps images in [0, 1] to feature vectors of length 1 with 64 * width entries.
 
-    The layers are a 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU,
-    global average pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of
-    up to 32 x 32, as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3 channels has 36,472,784 parameters.
-    (Zagoruyko and Komodakis 2016.)
+    The layers are a 3x3 convolution, three groups of blocks, BN-ReLU, global average pooling and L2 normalisation. A
+    group has (depth - 4) / 6 pre-activation blocks without dropout. The strides of the groups are 2, 2 and 2. For
+    images of up to 32 x 32 the strides are 1, 2 and 2, as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3
+    channels has 36,472,784 parameters. (Zagoruyko and Komodakis 2016.)
 
     Args:
         input_shape: [channels, height H, width W] of one image.

@@ -1,4 +1,4 @@
-"""Heads, which compute logits from features and the weights of a task; their gradients have closed forms."""
+"""Heads with closed-form gradients. A head computes logits from features and the weights of a task."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Cosine(Head):
     def check_features(self, x: Tensor, learned: bool) -> None:
         """Raise a UsageError if feature vectors x [N, D] do not have unit length, or all have the same direction.
 
-        Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked. With
-        learned features (`learned`) the direction is not checked either.
+        Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are ignored. The
+        direction is not checked for learned features (`learned`).
         """
         refuse_other_lengths(x)
         if not learned:
@@ -62,8 +62,9 @@ class Cosine(Head):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Compute the logits and their vector-Jacobian product with respect to w.
 
-        For a cotangent g, pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2) with n_c = |w_c| and
-        G_c = sum_i g_ic x_i.
+        For a cotangent g, with n_c = |w_c| and G_c = sum_i g_ic x_i,
+
+            pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2).
         """
         cosine, inverse = cosines(w, x)
 
@@ -78,7 +79,7 @@ class Cosine(Head):
         return self._outputs_at(w, self.scale * self.bias)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function of `Head.outputs_of_draws`; it multiplies x only with loc and with the noise vectors."""
+        """Return the function of `Head.outputs_of_draws`. The function multiplies x only with loc and noise vectors."""
         return self._outputs_of_draws(loc, noise, square, self.scale * self.bias)
 
     def _outputs_at(self, v: Tensor, offsets: Tensor) -> Outputs:
@@ -91,8 +92,8 @@ class Cosine(Head):
 class CosineOffset(Cosine):
     """Cosine head with a term b_c per class: logits_ic = scale * (cos(v_c, x_i) + bias + b_c).
 
-    The weights of class c are w_c = (v_c, b_c). x_i are features of unit length. Weights from class means
-    (prototypes) have b_c = 0. The arguments are those of `Cosine`.
+    The weights of class c are w_c = (v_c, b_c). x_i are features of unit length. Weights from class means (prototypes)
+    have b_c = 0. The arguments are those of `Cosine`.
     """
 
     has_class_term = True
@@ -107,7 +108,7 @@ class CosineOffset(Cosine):
         return _with_last(w, term / self.scale)
 
     def loss_range(self, num_classes: int) -> None:  # type: ignore[override]
-        """Return None: the loss is unbounded, since the additive terms b_c of the logits are unbounded."""
+        """Return None: the loss is unbounded, because the terms b_c are unbounded."""
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
@@ -156,9 +157,9 @@ class Linear(Head):
         return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """Return v_c = 2 m_c, b_c = -|m_c|^2 for class means m_c; logits are then -|x - m_c|^2 up to a common term.
+        """Return v_c = 2 m_c, b_c = -|m_c|^2 for class means m_c (Snell et al. 2017).
 
-        (Snell et al. 2017.)
+        The logits are then -|x - m_c|^2 up to a term common to all classes.
         """
         return self.rows(2 * means, -means.square().sum(-1))
 
@@ -192,6 +193,6 @@ class Linear(Head):
         return LogitsOfWeights.of(self.scale * w[..., :-1], self.scale * w[..., -1:])
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function of `Head.outputs_of_draws`; it multiplies x only with loc and with the noise vectors."""
+        """Return the function of `Head.outputs_of_draws`. The function multiplies x only with loc and noise vectors."""
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
         return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

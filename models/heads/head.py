@@ -19,11 +19,14 @@ Pullback = Callable[[Tensor], Tensor]
 class Head(Recorded, nn.Module):
     """Base class of functions from weights and features to logits.
 
-    For T tasks, the weights w are [..., T, C, W] (W numbers for each of C classes), the D features x of N points
-    [T, N, D], and the logits [..., T, N, C].
+    For T tasks, C classes and N points of D features, the shapes are
+
+        weights w   [..., T, C, W], with W weights per class,
+        features x  [T, N, D],
+        logits      [..., T, N, C].
 
     Attributes:
-        has_class_term: whether the last weight of each class is an additive term of its logits; if so,
+        has_class_term: whether the last weight of each class is an additive term of its logits. If so,
             `with_class_term` is defined.
     """
 
@@ -75,8 +78,7 @@ class Head(Recorded, nn.Module):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Compute the logits of the points x under the weights w, and their vector-Jacobian product with respect to w.
 
-        The vector-Jacobian product is a function. Its argument, a cotangent, has the shape of the logits, and its
-        result has the shape of w.
+        The product is a function from a cotangent, of the shape of the logits, to a result of the shape of w.
         """
         raise NotImplementedError
 

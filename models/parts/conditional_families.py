@@ -30,7 +30,7 @@ class LowRank(Conditional):
         p_psi(w_c | support points of class c) = N(loc, S (I + F F^T) S),    S = diag(scale).
 
     loc and scale are those of `Conditional`. A network computes the matrix F [W, rank] from loc, for W weights per
-    class. F is small and random before training, since at F = 0 its gradient is 0.
+    class. F is small and random before training, because the gradient vanishes at F = 0.
 
     Args:
         rank: number of columns of F.
@@ -59,7 +59,9 @@ class LowRank(Conditional):
 
 
 class CouplingFlow(Conditional):
-    """Conditional coupling flow over the weights w_c of class c: w_c = loc + scale f(z_c) with z_c ~ N(0, I).
+    """Conditional coupling flow over the weights w_c of class c.
+
+        w_c = loc + scale f(z_c),    z_c ~ N(0, I)
 
     loc and scale are those of `Conditional`. f is a stack of affine coupling layers, conditioned on loc and log scale.
     Each layer scales and shifts one half of z by networks of the other half. The order of the weights is reversed

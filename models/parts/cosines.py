@@ -58,8 +58,8 @@ def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> T
 class Cosines(torch.autograd.Function):
     """Autograd function of `cosines` with one gradient for product and norm together.
 
-    The gradient reads w once instead of four times. It is used for w of at least LARGE entries only; for smaller w the
-    overhead of a Python function exceeds the time saved.
+    The gradient reads w once instead of four times. `cosines` uses this function for w of at least LARGE entries. For
+    smaller w, the overhead of a Python function exceeds the time saved.
     """
 
     generate_vmap_rule = True

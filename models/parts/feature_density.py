@@ -1,4 +1,4 @@
-"""The mixture density of features under which the softmax of a head is the posterior of the classes."""
+"""The mixture density of features for which the softmax of a head is the posterior of the classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyro_metabayes.models.heads import Cosine, CosineOffset, Head, Linear
 
 
 def log_density(head: Head, w: Tensor, x: Tensor) -> Tensor | None:
-    """Compute log p(x_i | w) = log sum_c pi_c p(x_i | c, w), up to a constant that depends neither on x nor on w.
+    """Compute log p(x_i | w) = log sum_c pi_c p(x_i | c, w), up to a constant independent of x and w.
 
     This is the mixture density for which p(c | x, w) is the softmax of the logits of the head. Class c has the
     probability pi_c and the component p(x | c, w):

@@ -1,4 +1,4 @@
-"""Functions from features to logits for fixed weights, which compute everything that depends on the weights once."""
+"""Functions from features to logits for fixed weights. Quantities of the weights alone are computed once."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ class LogitsOfWeights:
 class LogitsOfSquare:
     """Function from features x_i to logits s_lc v_lc . x_i + b_lc for L draws l of the weights v_lc of class c.
 
-    A call maps features [T, N, D] (T tasks of N points with D features) to logits [L, T, N, C]. The draws
-    v_lc = loc_c +- noise_m share noise vectors (`LatinSquare`), so their products with the features are computed from
-    the products of loc and noise.
+    A call maps features [T, N, D] (T tasks of N points with D features) to logits [L, T, N, C]. The draws v_lc = loc_c
+    +- noise_m share noise vectors (`LatinSquare`). So only loc and noise are multiplied with the features.
 
     Attributes:
         square: says which noise vector m each class has in each draw.

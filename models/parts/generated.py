@@ -1,4 +1,4 @@
-"""Predictors whose weights are generated for each task (by LEO's decoder): outputs, likelihood and inner loss."""
+"""Predictors whose weights LEO's decoder generates for each task: outputs, likelihood and inner loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Predictor:
     def slots(self, observed: Observed) -> Size:
         """Return the shape of the set of weight vectors of a task.
 
-        It is [C, L] for C classes with L weight vectors each, and [] for a predictor with one weight vector.
+        The shape is [C, L] for C classes with L weight vectors each, and [] for a predictor with one weight vector.
         """
         raise NotImplementedError
 

@@ -46,12 +46,12 @@ class SetEncoder(nn.Module):
     """Base class of set encoders, which compute loc and scale of the weights of each class from labelled points.
 
     `forward` takes points x [T, N, D] (N points with D features of T tasks), labels [T, N], a mask [T, N] and the
-    number of classes C. It returns loc and scale [T, C, W].
+    number of classes C. The results are loc and scale [T, C, W].
 
     Args:
         num_weights: W, the number of weights per class.
-        residual: whether loc equals the mean features of the class before training, which suits weights in feature
-            space; weights without a feature, such as the bias of a head, are then 0. If False, all of loc is 0.
+        residual: whether loc equals the mean features of the class before training. This suits weights in feature
+            space. Weights without a feature, such as the bias of a head, are then 0. If False, all of loc is 0.
     """
 
     pure = True  # forward is a function of tensors without Pyro effects, so torch.compile can compile it
@@ -70,9 +70,9 @@ class SetEncoder(nn.Module):
 class MeanPooled(SetEncoder):
     """Set encoder with mean pooling: loc_c = m_c + f(m_c), log scale_c = g(m_c).
 
-    m_c is the mean of the points of class c; f and g are networks. This is the pooling of VERSA and
-    SAMOVAR. The result does not depend on the number of points, so an encoder that prior and posterior share makes both
-    biased (docs/collapse.md).
+    m_c is the mean of the points of class c. f and g are networks. This is the pooling of VERSA and SAMOVAR. The result
+    does not depend on the number of points. So an encoder shared by prior and posterior makes both biased
+    (docs/collapse.md).
 
     Args:
         num_features: number of features of a point.
@@ -98,10 +98,12 @@ class CountAware(SetEncoder):
 
         precision_c = a + sum_i b(x_i),    loc_c = (a m + sum_i b(x_i) (x_i + f(x_i))) / precision_c.
 
-    The scale decreases with the number of points, and a class without points has N(m, 1/a). For the mean of a Gaussian
-    with known noise (constant b, linear x_i + f), this can represent both the exact conditional prior and the exact
-    posterior. m and log a are parameters, f and log b networks. Before training a class of one point has the given
-    scale, and a is a fifth of its precision. The arguments are those of `MeanPooled`.
+    m and log a are parameters. f and log b are networks. The scale decreases with the number of points. A class without
+    points has N(m, 1/a). Before training, a class of one point has the given scale, and a is a fifth of the precision
+    of this class.
+
+    For the mean of a Gaussian with known noise (constant b, linear x_i + f), the encoder can represent both the exact
+    conditional prior and the exact posterior. The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -126,16 +128,20 @@ class CountAware(SetEncoder):
 class PseudoObservations(SetEncoder):
     """Set encoder with full covariances: each point of class c is a noisy linear observation of the weights w_c.
 
-    Point i is the observation u_i = b_i . w_c + e, e ~ N(0, 1), of weights with the prior N(m, A^-1). So
+    The prior is N(m, A^-1), with learned m and A = L L^T. Point i is an observation u_i = b_i . w_c + e with e ~ N(0,
+    1). So
 
-        precision_c = A + sum_i b_i b_i^T,  loc_c = precision_c^-1 (A m + sum_i b_i u_i).
+        precision_c = A + sum_i b_i b_i^T,    loc_c = precision_c^-1 (A m + sum_i b_i u_i).
 
-    b_i = b(x_i) has W entries, and u_i = b_i . x_i + f(x_i), or f(x_i) alone if not `residual`, with networks b and f.
-    m and A = L L^T are learned. `forward` returns loc [T, C, W] and precision [T, C, W, W] for T tasks and C classes; a
-    class without points has N(m, A^-1). For a linear regression with known noise, linear maps (num_hidden=0) can
-    represent both the exact prior and the exact posterior: b_i = x_i / noise, u_i = y_i / noise. (Recognition
-    potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277. Aggregation as conditioning: Volpp et al.
-    2021, whose method is `CountAware`.) The arguments are those of `MeanPooled`.
+    Networks b and f give b_i = b(x_i) with W entries and u_i = b_i . x_i + f(x_i). If not `residual`, u_i = f(x_i). A
+    class without points has N(m, A^-1). `forward` returns loc [T, C, W] and precision [T, C, W, W] for T tasks and C
+    classes.
+
+    For a linear regression with known noise, linear maps (num_hidden=0) can represent both the exact prior and the
+    exact posterior: b_i = x_i / noise, u_i = y_i / noise.
+
+    Recognition potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277. Aggregation as conditioning:
+    Volpp et al. 2021, whose method is `CountAware`. The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:

@@ -19,11 +19,11 @@ SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.n
 class Coordinates:
     """Coordinates of points whose inner products with the M support points X are a given kernel k:
 
-        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j).
 
-    where kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. The coordinates of the
-    support points are the rows of the Cholesky factor L of k(X, X) + jitter I. The coordinates of another point x are
-    L^-1 k(X, x) and one more number, which gives the vector of coordinates the squared length 1 + jitter.
+    kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. The coordinates of the support
+    points are the rows of the Cholesky factor L of k(X, X) + jitter I. The coordinates of another point x are L^-1 k(X,
+    x) and one more number. This number makes the squared length of the coordinates 1 + jitter.
 
     Args:
         x: the support points X of T tasks with D features [T, M, D], of unit length; 0 for masked points.
@@ -46,9 +46,9 @@ class Coordinates:
         self.support = functional.pad(self._factor * mask, (0, 1))
 
     def of(self, x: Tensor, directed: Tensor) -> Tensor:
-        """Compute the coordinates of other points after scaling the points to unit length.
+        """Compute the coordinates of other points, scaled to unit length first.
 
-        The scaling is applied to the products of the points with the support points, which is a smaller matrix.
+        The scaling is applied to the products with the support points, a smaller matrix.
 
         Args:
             x: N points with D features of each of T tasks [T, N, D], of any length.
@@ -68,7 +68,7 @@ class Coordinates:
     def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         """Compute x . (X^T X + lambda I)^-1 X^T / l [T, N, M], and 1 / l [T, N, 1], for N points x.
 
-        X are the M support points of each of T tasks. l^2 is lambda x . (X^T X + lambda I)^-1 x.
+        X are the M support points of each of T tasks, and l^2 = lambda x . (X^T X + lambda I)^-1 x.
         """
         solved = inner @ self._inverse
         length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()

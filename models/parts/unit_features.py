@@ -1,4 +1,4 @@
-"""Checks of features for the cosine head: they need unit length, and different directions."""
+"""Checks that features for the cosine head have unit length and different directions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONE_DIRECTION = 1e-6  # the largest 1 - cos(row, mean of rows) must exceed this;
 
 
 def refuse_other_lengths(x: Tensor) -> None:
-    """Raise a UsageError if rows of x [N, D] do not have unit length; rows that are zero or not finite are ignored."""
+    """Raise a UsageError if rows of x [N, D] do not have unit length. Rows of zeros or with inf or NaN are ignored."""
     length = torch.linalg.vector_norm(x.detach(), dim=-1)
     if all_within(length, 1 - UNIT, 1 + UNIT):
         return
@@ -29,13 +29,12 @@ def refuse_other_lengths(x: Tensor) -> None:
 def refuse_one_direction(x: Tensor) -> None:
     """Raise a UsageError if x [N, D] has more than two rows and all rows have the same direction up to rounding.
 
-    The rows have unit length. They have the same direction if a large common offset was added to the features.
+    The rows have unit length. A large common offset of the features gives rows of the same direction.
     """
     rows = as_double(x.detach())
     rows = rows[rows.isfinite().all(-1) & (rows != 0).any(-1)]
     if len(rows) > 2 and (rows - rows.mean(0)).square().sum(-1).max() < 2 * ONE_DIRECTION:  # |u - v|^2 = 2 - 2 cos
         raise UsageError(
-            f"expected features that point in different directions for head=cosine, got {len(rows)} rows that all "
-            "point in one direction (cosines of 1 up to rounding); subtract the mean of the training features "
-            "from all features (in a run: backbone.centre=true)"
+            f"expected features of different directions for head=cosine, got {len(rows)} rows that all point in one "
+            "direction; subtract the mean of the training features from all features (in a run: backbone.centre=true)"
         )
