@@ -139,9 +139,7 @@ def claim(folder: Path, name: str) -> None:
     if holds == name:
         return
     if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise UsageError(
-            f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {ANOTHER_FOLDER}"
-        )
+        raise UsageError(f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {ANOTHER_FOLDER}")
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 
 
