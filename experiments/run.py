@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.cli.command import keep_settings, run_command
+from pyro_metabayes.experiments.cli.command import ANOTHER_FOLDER, keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.overrides import unquoted
@@ -55,13 +55,14 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
     config = config_from(composed)
     if (folder / "checkpoint.pt").exists():
         if not job_name():
-            remedy = f"{shlex.quote(f'resume={folder}')} continues it"
+            remedy = f"{shlex.quote(f'resume={folder}')} continues it, hydra.run.dir=DIR starts a run in another folder"
             raise UsageError(f"expected a new folder, got {folder}, which already holds a run; {remedy}")
         if replace(saved_config(folder, []).with_absolute_path(), estimated={}) != config.with_absolute_path():
             conflict = f"{folder}, which holds a run with other settings"
-            raise UsageError(f"expected a new folder, got {conflict}; name another folder: hydra.sweep.dir=DIR")
+            remedy = "continue it with its own settings, or name another folder: hydra.sweep.dir=DIR"
+            raise UsageError(f"expected a new folder, got {conflict}; {remedy}")
     elif (folder / "results.json").exists():
-        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another folder")
+        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; {ANOTHER_FOLDER}")
     else:
         keep_settings(composed, folder)
     return config

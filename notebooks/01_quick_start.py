@@ -14,8 +14,8 @@
 # # Quick start: your own embeddings
 #
 # You have embeddings (rows of numbers that stand for images, texts, products or species), a few labelled rows of some
-# new classes (the support set), and rows to classify (the query set). This notebook classifies them with
-# `FewShotClassifier`, which needs no training, and then trains a learner on classes of your own.
+# new classes (the support set), and rows to classify (the query set). This notebook first classifies them with
+# `FewShotClassifier`, which needs no training. Then it trains a learner on classes of your own.
 #
 # **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
 # to 3.13:
@@ -159,8 +159,8 @@ figure
 # are 80% correct?
 #
 # In training there was one labelled row per class. Guides that use the query set, such as `sib`, warn if a task
-# differs from those in training, since their predictions may then be worse than those of the class means. The left
-# plot shows whether they are, so the warning is switched off here.
+# differs from the training tasks: their predictions may then be worse than those of the class means. The left plot
+# compares both, so the warning is switched off here.
 
 # %%
 import warnings

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Swapping guides, and a prior that collapses
 #
-# A *guide* is Pyro's name for an approximate posterior, here over the weights of a task; this notebook trains four
+# A *guide* is Pyro's name for an approximate posterior, here over the weights of a task. This notebook trains four
 # guides with the same model on the same tasks. It shows that one training objective makes the prior collapse, while
 # another one learns the correct posterior.
 #
@@ -41,8 +41,8 @@
 # %% [markdown]
 # `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a
 # network computes from the support set. `sib` starts at the class means and takes gradient steps on the unlabelled
-# queries. It is transductive: its predictions depend on the whole query set. Its accuracy should be compared only
-# with that of other transductive guides.
+# queries. `sib` is transductive: its predictions depend on the whole query set. Compare its accuracy only with that of
+# other transductive guides.
 #
 # ## The same prior, two objectives
 #

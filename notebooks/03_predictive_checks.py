@@ -96,7 +96,7 @@ figure
 
 # %% [markdown]
 # The prior predictive contains most of the labels, but says little about them. The posterior predictive of a line follows
-# the labels and still contains most of them. That of a curve is as narrow, and misses many labels.
+# the labels and still contains most of them. The posterior predictive of a curve is as narrow, and misses many labels.
 #
 # ## Calibration, and where the model fails
 #
@@ -145,8 +145,8 @@ figure
 
 # %% [markdown]
 # Prior and posterior are both calibrated for lines. For curves the posterior predictive is overconfident: its intervals
-# contain too few labels, most of all at both ends and in the middle, where a line cannot follow a curve, and p is near 0. So
-# the check names the assumption that fails. The remedy is a model with another feature, x squared.
+# contain too few labels, and p is near 0. Most labels are missed at both ends and in the middle, where a line cannot follow a
+# curve. So the check names the assumption that fails. The remedy is a model with another feature, x squared.
 #
 # ## A trained classifier
 #
@@ -225,8 +225,10 @@ figure
 # %% [markdown]
 # Calibrated predictions lie on the dotted lines. On tasks as in training the learner lies below the line: it is
 # underconfident, with p near 1. With some noise many tasks are above the line: it is overconfident. With more noise it
-# expects about half a nat per query and observes about three times as much, and p is 0 for every task. The confidence of the learner
-# does not reveal this. The check does, with a few labelled tasks of the new kind and no training on them.
+# expects about half a nat per query and observes about three times as much. There p is 0 for every task.
+#
+# The confidence of the learner does not reveal this. The check does, with a few labelled tasks of the new kind and no
+# training on them.
 #
 # ## Next
 #

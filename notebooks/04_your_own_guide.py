@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A guide of your own
 #
-# A *guide* is an approximate posterior over the latent w of a task, for example the weights of a classifier. It is
-# written as a program that reads a task and returns a distribution; this notebook writes three of them, trains them
-# and tests them.
+# A *guide* is an approximate posterior over the latent variable w of a task, for example the weights of a classifier. It
+# is a program that reads a task and returns a distribution. This notebook writes three guides, trains them and tests
+# them.
 #
 # **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
 # to 3.13:
@@ -182,8 +182,8 @@ def lines(num_tasks: int = 64, noise_spread: float = 0.0) -> tuple[Episodes, tor
 
 
 # %% [markdown]
-# The guide reads the sums over the support points of the products of 1, x and y, which are all that matters in a linear
-# Gaussian model. Networks map them to a mean, a diagonal D and a matrix F with few columns; their number is the rank. The
+# The guide multiplies 1, x and y with each other and sums these products over the support points. In a linear Gaussian model
+# nothing else matters. Networks map the sums to a mean, a diagonal D and a matrix F. The number of columns of F is the rank. The
 # posterior is N(mean, D + F F^T), a *low-rank* normal distribution. With rank 0 the weights are independent. As in the exact
 # posterior, the covariance depends on the x alone.
 

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # From a folder of images to predictions
 #
-# You have a folder of images, a few of them with labels, and some of the others show things that you have no label for.
+# You have a folder of images. A few of them have labels, and some of the others show things that you have no label for.
 # This notebook turns the images into embeddings, classifies them with `FewShotClassifier`, and lets it answer "unknown".
 #
 # **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11

@@ -733,10 +733,8 @@ def test_a_sweep_writes_over_no_other(features: Path) -> None:
     ran(*sweep, "task.query=3")
     before = figures_of(Path("sweep/0_features_proto_seed0"))
     outcome = call(*sweep, "task.query=5")
-    assert (
-        outcome.code == 1
-        and "which holds a run with other settings; name another folder: hydra.sweep.dir=DIR" in outcome.err
-    )
+    remedy = "continue it with its own settings, or name another folder: hydra.sweep.dir=DIR"
+    assert outcome.code == 1 and f"which holds a run with other settings; {remedy}" in outcome.err
     assert figures_of(Path("sweep/0_features_proto_seed0")) == before
 
 

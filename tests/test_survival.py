@@ -108,7 +108,8 @@ def test_a_new_run_writes_over_nothing_of_another(gone: tuple[str, ...], copied:
     for name in gone:
         (copied / name).unlink()
     before = contents(copied)
-    assert "expected a new folder" in call("run", *on_features(features), "guide=mc", f"hydra.run.dir={copied}").error
+    error = call("run", *on_features(features), "guide=mc", f"hydra.run.dir={copied}").error
+    assert "expected a new folder" in error and "hydra.run.dir=DIR" in error and (bool(gone) or "resume=" in error)
     assert contents(copied) == before
 
 

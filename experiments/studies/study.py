@@ -14,6 +14,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SIZES = ("full", "smoke")
+ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR, or --out DIR of experiments.transductive"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Job:
         settings_file = self.out / "settings.txt"
         if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
-                f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); remove "
-                "this run, or take another folder with hydra.run.dir="
+                f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); "
+                f"continue it with these settings, remove it, or {ANOTHER_FOLDER}"
             )
         return (self.out / "results.json").exists()
 
@@ -138,9 +139,7 @@ def claim(folder: Path, name: str) -> None:
     if holds == name:
         return
     if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise UsageError(
-            f"expected a new folder, or the folder of {name}, got {folder} with {holds}; change hydra.run.dir="
-        )
+        raise UsageError(f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {ANOTHER_FOLDER}")
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 
 
