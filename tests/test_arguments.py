@@ -44,7 +44,7 @@ def test_a_numpy_integer_is_a_seed() -> None:
 
 
 def test_a_negative_label_is_named() -> None:
-    with pytest.raises(UsageError, match="expected support_y to hold integers >= 0, got -1; number"):
+    with pytest.raises(UsageError, match="expected integers >= 0 in support_y, got -1; number"):
         PROTO.predict(X, [0, 1, 2, 0, 1, -1], X)
 
 

@@ -45,9 +45,7 @@ class Target:
         with torch.no_grad():
             self.prior: TorchDistribution = model.prior(self.observed)
         if not has_density(self.prior):
-            raise UsageError(
-                "expected a prior with a density for NUTS, got a flat prior; use a run with another prior"
-            )
+            raise UsageError("expected a prior with a density for NUTS, got a flat prior; use a run with another prior")
         observed_labels: str | None = labels
         if model.given_support and labels != "query":
             observed_labels = "query" if labels == "all" else None

@@ -121,9 +121,7 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
         UsageError: the tasks are Episodes.
     """
     if isinstance(observed, Episodes):
-        raise UsageError(
-            "expected tasks without query labels (Observed), got Episodes; pass episodes.observed()"
-        )
+        raise UsageError("expected tasks without query labels (Observed), got Episodes; pass episodes.observed()")
 
     def program(data: Observed) -> None:
         with nullcontext() if prior else _Posterior(learner.guide.posterior(data)):

@@ -60,8 +60,8 @@ def joint_predictive(model: Model, q: TorchDistribution, episodes: Episodes, sam
 
         density = ∫ p(y | x, w) q(w) dw
 
-    A point estimate has a closed form. So has a Gaussian q with a linear Gaussian model. Other densities are estimated
-    by `estimated_joint`.
+    The density has a closed form for a point estimate, and for a Gaussian q with a linear Gaussian model. Otherwise it
+    is estimated by `estimated_joint`.
 
     Args:
         model: the likelihood.

@@ -103,6 +103,5 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def missing_package(package: str, extra: str) -> UsageError:
     """Return the error for a missing package of a logger; `extra` is the name of the logger."""
     return UsageError(
-        f"expected the package {package} for logger={extra}, but it is not installed; run: "
-        f"pip install 'pyro_metabayes[{extra}]'"
+        f"expected the package {package} for logger={extra}, not found; run: pip install 'pyro_metabayes[{extra}]'"
     )
