@@ -330,7 +330,7 @@ def test_without_turned_views_the_step_is_refused() -> None:
     guide = Pair("sib", "flat", settings=START).learner().guide
     with pytest.raises(
         UsageError,
-        match=r"expected rotated images of the queries for guide=sib_rotation, got tasks without rotated images; use data=",
+        match=r"expected rotated images of the queries .* got tasks without rotated images; use data=",
     ):
         guide.posterior(random_tasks().observed())
 

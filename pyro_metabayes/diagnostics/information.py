@@ -1,8 +1,8 @@
 """Mutual information of the weights and the query set, and the generalisation gap to another query set.
 
 I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. For every prior
-p(w), the mean of KL(q, p) over tasks is at least I_q. They are equal if p is the aggregate posterior, the mean of q
-over tasks. The generalisation gap compares the loss on d with the loss on another query set b of the same task:
+p(w), the mean of KL(q, p) over tasks is at least I_q. Equality holds if p is the aggregate posterior, i.e. the mean of
+q over tasks. The generalisation gap compares the loss on d with the loss on another query set b of the same task:
 
     gap = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)]
     L(w) = mean of -log p(y_i | x_i, w) over n queries

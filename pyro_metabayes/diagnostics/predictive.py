@@ -90,7 +90,8 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 class _Posterior(Messenger):
     """Effect handler that draws the latent sites from a posterior instead of the prior of the model.
 
-    The argument `guide` of Predictive is no alternative: Predictive would sample the prior, which fails if it is flat.
+    It replaces the argument `guide` of Predictive. With a guide, Predictive samples the prior first, and a flat prior
+    cannot be sampled.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:

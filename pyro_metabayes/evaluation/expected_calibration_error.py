@@ -85,12 +85,11 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
         1.96 sd                              for U >= 30,
         t sd sqrt(U / (U - 1))               for U < 30,
 
-    where sd is the standard deviation of the resampled ECE and t the quantile of Student's t, as in `ci95_of`.
+    where sd is the standard deviation of the resampled ECE, and t the quantile of Student's t (`quantile95`).
 
-    The floor is the mean ECE of perfectly calibrated predictions with the same confidences c_i, for M queries i in bins
-    b:
+    The floor is the mean ECE of perfectly calibrated predictions with the given confidences c_i of the M queries i:
 
-        floor = (1 / M) sum_b sqrt((2 / pi) sum_{i in b} c_i (1 - c_i)).
+        floor = (1 / M) sum_b sqrt((2 / pi) sum_{i in b} c_i (1 - c_i)),   over the bins b
 
     The floor is positive because the accuracy of a bin varies by chance. An ECE near the floor shows no miscalibration.
     (Efron 1979; Roelofs et al. 2022.)

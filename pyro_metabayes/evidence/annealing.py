@@ -31,8 +31,8 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
 
     Lower bound: chains from proposal to posterior have an average weight with mean Z (Neal 2001).
     Upper bound: chains from posterior to proposal have an average weight with mean 1 / Z (Grosse, Ghahramani and Adams
-    2015). They start where the first chains ended, after resampling by weight and further moves. The upper bound is
-    valid only if these start points are draws of the posterior.
+    2015). These chains start where the first chains ended, after resampling by weight and further moves. The upper
+    bound is valid only if the start points are draws of the posterior.
 
     Both bounds hold in expectation.
 

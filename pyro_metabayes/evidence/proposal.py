@@ -106,12 +106,12 @@ class Proposal:
 
 
 def proposal_of(target: Target) -> Proposal:
-    """Compute a Gaussian proposal close to f, the unnormalised posterior of w given the query labels.
+    """Compute a Gaussian proposal close to f (`Target`), the unnormalised posterior given prior q and query labels.
 
-    Here q is the prior of w. Newton's method finds the mode of f. The curvature at the mode gives Laplace's
-    approximation. For at most DENSE (2048) coordinates, further steps use gradient and curvature averaged over draws of
-    the approximation. The further steps lead to the Gaussian with the largest ELBO, a better proposal for a cosine
-    head. (Opper and Archambeau 2009; Khan and Lin 2017.)
+    Newton's method finds the mode of f. The curvature at the mode gives Laplace's approximation. For at most DENSE
+    (2048) coordinates, further steps use gradient and curvature averaged over draws of the approximation. These steps
+    lead to the Gaussian with the largest ELBO, a better proposal for a cosine head. (Opper and Archambeau 2009; Khan
+    and Lin 2017.)
 
     Args:
         target: the function f of T tasks.

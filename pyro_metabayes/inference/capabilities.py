@@ -1,7 +1,7 @@
 """Capabilities of models: protocols with methods that some guides need and only some models have.
 
-A model has a capability if it has all members of the protocol. A guide lists the capabilities that it always needs in
-`requires`. If only one of its settings needs a capability, the guide calls `require`. Both fail with a UsageError.
+A model has a capability if it has all members of the protocol. The attribute `requires` of a guide lists the
+capabilities that the guide always needs. For a capability that only one setting needs, the guide calls `require`.
 """
 
 from __future__ import annotations

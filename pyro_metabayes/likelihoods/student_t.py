@@ -69,7 +69,7 @@ def _log_gamma_ratio(a: Tensor) -> Tensor:
 
 
 def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c times the integral of cos(s)^(df - 1) over s from 0 to theta, where tangent = tan(theta).
+    """Compute c times the integral of cos(s)^(df - 1) over s from 0 to theta; c = exp(log_c), tangent = tan(theta).
 
     The integral ends at s = 8 / sqrt(df) at most. The integrand is negligible beyond.
     """
@@ -83,10 +83,11 @@ def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta, with tangent = tan(theta).
+    """Compute c times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta.
 
-    The variable v with s = phi v^(1 / df) removes the singularity: the integral is phi^df / df times the integral of
-    (sin(s) / s)^(df - 1) over v from 0 to 1.
+    Here c = exp(log_c) and tangent = tan(theta). The substitution s = phi v^(1 / df) removes the singularity:
+
+        integral = phi^df / df times the integral of (sin(s) / s)^(df - 1) over v from 0 to 1
     """
     phi = torch.atan(1 / tangent)
 
