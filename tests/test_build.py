@@ -370,7 +370,7 @@ POINTS = 2 * WAY
         ),
         ("support_y", np.full(POINTS, -1), r"^expected integers >= 0 in support_y, got -1"),
         ("support_y", ["cat"] * POINTS, r"^expected numbers in support_y"),
-        ("num_samples", 0, r"^expected num_samples >= 1, got 0$"),
+        ("num_samples", 0, r"^expected num_samples >= 1, got 0; "),
     ],
 )
 def test_wrong_arrays_are_named(learner: MetaLearner, name: str, value: Any, message: str) -> None:

@@ -34,7 +34,10 @@ def _mean_of(name: str) -> Metric:
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Return the metric: sqrt(mean of numerator / mean of denominator), means of spreads over tasks; "" means 1."""
+    """Return the metric: sqrt(mean of the spread `numerator` / mean of the spread `denominator`), means over tasks.
+
+    Without `denominator`, the metric is sqrt(mean of the spread `numerator`).
+    """
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0

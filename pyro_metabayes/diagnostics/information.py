@@ -68,8 +68,8 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
             aggregate posterior of the other half.
         other_tasks: mean over t of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')). This is at least the KL of
             q_t to the mixture of the other posteriors. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
-        second_set: mean KL(q(w | d), q(w | b)). This bounds I_q(w; d | t), the information beyond task t, which
-            suffices for the bound on the gap.
+        second_set: mean KL(q(w | d), q(w | b)). This bounds I_q(w; d | t), the information beyond task t. A bound on
+            I_q(w; d | t) suffices for the bound on the gap.
         least: the smallest of the four upper bounds.
         below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t), from one draw w_t per task.
             In nats, at most log T. (Poole et al. 2019)

@@ -43,8 +43,8 @@ def sbc_ranks(
 ) -> Ranks:
     """Draw weights and labels from the model, and rank scalars of the weights among draws of the posterior.
 
-    The scalars are at most eight weights, and the log-likelihood of the labels that the posterior is given. The
-    log-likelihood detects a posterior that ignores the labels, for which the weights have uniform ranks.
+    The scalars are at most eight weights, and the log-likelihood of the labels that the posterior is given. Only the
+    log-likelihood detects a posterior that ignores the labels.
 
     Args:
         learner: the learner to check.

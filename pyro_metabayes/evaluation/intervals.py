@@ -58,8 +58,8 @@ def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
 
         half width = quantile * standard error
 
-    The quantile is 1.96 for at least 30 independent units, else that of Student's t (`quantile95`). The units are the T
-    tasks, or G groups of dependent tasks. The standard error is
+    The quantile is 1.96 for at least 30 independent units, else the quantile of Student's t (`quantile95`). The units
+    are the T tasks, or G groups of dependent tasks. The standard error is
 
         tasks:  sd / sqrt(T), where sd^2 has the denominator T - 1 for Student's t
         groups: sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T, where r_t is the residual of task t.

@@ -104,7 +104,7 @@ class Elbo(Objective, Trace_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """Compute the loss of a batch as a float, and its gradients for the parameters (interface of SVI)."""
+        """Compute the loss of a batch as a float, and add gradients to the parameters (interface of SVI)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
