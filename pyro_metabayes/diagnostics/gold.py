@@ -39,7 +39,9 @@ class Target:
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
         if labels not in OBSERVE:
-            raise UsageError(f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'")
+            raise UsageError(
+                f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'; change labels"
+            )
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():
@@ -109,7 +111,7 @@ class NutsSettings:
     def __post_init__(self) -> None:
         if min(self.warmup, self.chains, self.together, self.max_tree_depth) < 1 or self.draws < 4:
             raise UsageError(
-                f"expected warmup, chains, together, max_tree_depth >= 1 and draws >= 4, got {self}; change them"
+                f"expected warmup, chains, together, max_tree_depth >= 1 and draws >= 4, got {self}; change settings"
             )
 
 

@@ -126,7 +126,7 @@ def latent_sites(guide_trace: Trace) -> list[str]:
         if torch.is_grad_enabled() and not fn.has_rsample:
             raise UsageError(
                 f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
-                "use a guide, or a prior from which the guide samples, with rsample"
+                "use a guide with rsample (or a prior with rsample, if the guide samples from the prior)"
             )
     return names
 

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 def check_num_samples(num_samples: int) -> None:
     """Check that num_samples is an integer >= 1; raise a UsageError otherwise."""
     if not isinstance(num_samples, Integral) or isinstance(num_samples, bool):
-        raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}; pass an integer")
+        raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}; pass an integer >= 1")
     if num_samples < 1:
         raise UsageError(f"expected num_samples >= 1, got {num_samples}; pass a larger num_samples")
 
