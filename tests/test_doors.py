@@ -150,7 +150,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "nothing": (None, r"NoneType|Reshape your data"),
     "empty": (SUPPORT[:0], r"N >= 1|0 sample"),
     "dates": (np.zeros((12, 4), "M8[s]"), "datetime64|DTypePromotionError|cast"),
-    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "same shape"),
+    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "of one shape and type in the list"),
 }
 
 
