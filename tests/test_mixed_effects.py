@@ -107,7 +107,7 @@ def test_mistakes_are_named() -> None:
         fit(random_regressions(targets=1), 1)
     with pytest.raises(UsageError, match="expected more points than the 3 coefficients, got"):
         fit(episodes.tasks(slice(0, 1)).map_tensors(lambda value: value[:, :2]), 1)
-    with pytest.raises(UsageError, match="expected samples >= 4 and warmup >= 1 for NUTS, got samples=2, warmup=0"):
+    with pytest.raises(UsageError, match="expected samples >= 4 and warmup >= 1 for NUTS, got samples=2 and warmup=0"):
         sampled(episodes, RANDOM, 2, 0)
 
 
