@@ -25,26 +25,29 @@ OBSERVE = ("query", "support", "all")
 
 
 class Model(Recorded, Program):
-    """Generative model of a batch of tasks, p(y, w | x) = prod_t p(w_t) prod_i p(y_i | x_i, w_t).
+    """Generative model of a batch of tasks.
 
-    w_t is the latent of task t, and i runs over the points of this task. The prior p(w_t) may also be conditional on
-    the support set. A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
-    Methods that only some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
+        p(y, w | x) = prod_t p(w_t) prod_i p(y_i | x_i, w_t)
+
+    where w_t is the latent of task t, and i runs over the points of task t. The prior p(w_t) may also be conditional on
+    the support set.
+
+    A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed. Methods that only
+    some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
 
     Attributes:
-        sites: names and shapes of the latent sites, if `prior` returns a Joint of several sites; None: one site, "w".
-        num_features: number of features D of the inputs of `forward`, which a learner sets; None: not checked.
+        sites: names and shapes of the latent sites, if `prior` returns a Joint; None: one site, "w".
+        num_features: number D of features of an input of `forward`. A learner sets it. None: not checked.
         canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
-            that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
-            otherwise they are computed by automatic differentiation. A class that defines `likelihood_of` without
-            `canonical` is not canonical, whatever its base class says.
+            that does not depend on the outputs. A canonical model has closed forms of gradients and curvatures in the
+            outputs. A subclass that defines `likelihood_of` must set `canonical` again; the default is False.
 
     Args:
         observe: the labels that are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
             p(w | support)) or "all" (both).
 
     Raises:
-        UsageError: `observe` is none of these three.
+        UsageError: `observe` has another value.
     """
 
     sites: Sites | None = None
@@ -64,31 +67,33 @@ class Model(Recorded, Program):
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
         if observe not in OBSERVE:
-            raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
+            raise UsageError(
+                f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'; change model.observe"
+            )
         self.observe = observe
 
     def claim_error(self, family: object) -> UsageError:
-        """Return the error for a model with `canonical = True` whose likelihood is neither Categorical nor Normal."""
+        """Return the error for a model with `canonical = True` and another likelihood than Categorical or Normal."""
         owner = next(base for base in type(self).__mro__ if "canonical" in vars(base))
         where = f"{owner.__module__.removeprefix('pyro_metabayes.')}.{owner.__name__}"
         return UsageError(
-            "expected a Categorical or Normal likelihood of a model with canonical = True, got "
+            "expected a Categorical or Normal likelihood for a model with canonical = True, got "
             f"{type(family).__name__}; delete `canonical = True` from {where}"
         )
 
     @property
     def given_support(self) -> bool:
-        """Whether prior or likelihood are conditional on the support labels, which are then not random variables."""
+        """Whether prior or likelihood are conditional on the support labels. Support labels are then not random."""
         return has(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """Return *W, the shape of the latent of one task; a model of several sites returns `self.sites.event_shape`."""
+        """Return *W, the shape of the latent of one task; with several sites, this is `self.sites.event_shape`."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
-        """Return the prior over the latent w, possibly given the support set; a Joint for several sites.
+        """Return the prior over the latent w, with batch shape [T] (tasks) and event shape [*W].
 
-        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        The prior may depend on the support set. A prior over several sites is a Joint.
         """
         raise NotImplementedError
 
@@ -96,36 +101,34 @@ class Model(Recorded, Program):
         """Return p(y | x, w) of each point: batch [..., T, N], event [] (classes) or [Y] (labels of Y numbers).
 
         Args:
-            w: latents [..., T, *W] of T tasks, of shape *W per task; leading axes `...` are samples.
-            x: inputs [T, N, *X], N points of shape *X per task.
+            w: latents [..., T, *W] of T tasks; leading axes `...` are samples.
+            x: inputs [T, N, *X] of N points per task.
             observed: the tasks, for a likelihood that depends on the support set (an inner loop).
         """
         return self.likelihood_of(self.outputs(w, x))
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
-        """Return p(y | outputs) of each point.
+        """Return p(y | outputs) of each point: batch [..., T, N], event [] (classes) or [Y] (labels of Y numbers).
 
-        Outputs [..., T, N, *Y], of shape *Y for each of N points of T tasks, give batch [..., T, N]. The event is []
-        for classes, and [Y] for labels of Y numbers.
+        Args:
+            outputs: the result of `outputs`, [..., T, N, *Y], for N points of T tasks.
         """
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Return the parameters of the likelihood (logits or means) [..., T, N, *Y] of N points in each of T tasks.
-
-        *Y is the shape of the outputs of one point.
+        """Return the outputs [..., T, N, *Y] of N points of T tasks: logits or means, the input of `likelihood_of`.
 
         Args:
-            w: latents [..., T, *W], of shape *W per task; leading axes `...` are samples.
-            x: inputs [T, N, *X], of shape *X per point.
+            w: latents [..., T, *W]; leading axes `...` are samples.
+            x: inputs [T, N, *X].
         """
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return outputs(w, x), and the function pullback(g) = sum over points of (d outputs / d w)^T g.
 
-        g has the shape of the outputs, and pullback(g) has the shape of w. The function works under torch.no_grad(),
-        and outer gradients flow through it. A model with a closed form overrides this method.
+        g has the shape of the outputs, and pullback(g) has the shape of w. `pullback` works under torch.no_grad().
+        Outer gradients flow through pullback(g). A model with a closed form overrides this method.
         """
         value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
@@ -133,13 +136,13 @@ class Model(Recorded, Program):
     def loss_unit(self) -> Tensor | float:
         """Return the factor that turns -log p(y | x, w) into the loss of the MAML paper.
 
-        Step sizes of inner loops refer to this loss. The factor is 1 for classes (cross-entropy), and 2 noise^2 in a
-        regression (squared error).
+        The factor is 1 for classes (cross-entropy), and 2 noise^2 in a regression (squared error). Step sizes of inner
+        loops refer to the loss of the MAML paper.
         """
         return 1.0
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return named terms in nats, one number per task [T], that are added to the loss but not to the ELBO."""
+        """Return terms [T] in nats by name, one number per task. They are added to the loss, not to the ELBO."""
         return {}
 
     def _checked_prior(self, data: Observed) -> TorchDistribution:
@@ -148,15 +151,15 @@ class Model(Recorded, Program):
         return prior
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample w and the labels that `observe` selects. Labels that `data` contains are observed, not sampled.
+        """Sample w and the labels that `observe` selects. Labels in `data` are observed, not sampled.
 
         Args:
-            data: the tasks; query labels are sampled for an Observed and given for Episodes.
+            data: the tasks. Query labels are sampled for an Observed, and observed for Episodes.
             kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: the prior has other sites than `self.sites`. If Pyro's validation is on, also: a label is out of
-                range, or a number is not finite.
+            UsageError: the prior has other sites than `self.sites`. Pyro's validation also checks that labels are in
+                range and numbers finite.
         """
         validate(data, self, self.num_features)
         announce_parameters(self, "model")

@@ -1,4 +1,4 @@
-"""Translates names in settings and checkpoints of earlier versions to the current names."""
+"""Translation of names in settings and checkpoints of earlier versions to the current names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PARAMETERS: dict[str, str | None] = {
 
 
 def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a specification with current names and settings, translated from an earlier version if necessary."""
+    """Translate a specification of an earlier version to current names and settings."""
     changed = _without_implied(spec)
     if changed.get("_target_") == "guides.sib.Guide":
         changed = _without_implied(_parts_of_sib(changed))
@@ -61,14 +61,14 @@ def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with which data=groups, as in version 0.1, centres predictors only if data.centre=true."""
+    """Return settings of data=groups that centre predictors only if data.centre=true, as in version 0.1."""
     if data.get("_target_") not in _GROUPS or data.get("centre") is True:
         return {}
     return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}
 
 
 def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
-    """Choose the current guide for a specification of version 0.1, which had one guide for all variants of SIB."""
+    """Choose the current guide for a specification of SIB of version 0.1. Each variant of SIB is now a guide."""
     if spec.pop("learn_scale", True) is False and spec.get("posterior", "normal") != "delta":
         spec["posterior"] = "fixed"
     if "rotation_step_size" in spec:
@@ -84,7 +84,7 @@ def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the specification of a learner with current names: num_random of version 0.1 is now num_weights."""
+    """Return the specification of a learner with num_weights instead of num_random, the name in version 0.1."""
     current = {name: value for name, value in specification.items() if name != "num_random"}
     num_random = specification.get("num_random")
     return {"num_weights": num_random} | current if num_random else current
@@ -98,7 +98,7 @@ def current_name(name: str, there: Collection[str]) -> str | None:
         there: the names of the current parameters.
 
     Returns:
-        The current name; None if there is no such parameter any more.
+        The current name; None if the parameter no longer exists.
     """
     if _has(there, name):
         return name

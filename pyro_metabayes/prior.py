@@ -21,16 +21,16 @@ class Prior(Recorded, nn.Module):
     conditional: bool = False
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        """Return the prior p_psi(w) or p_psi(w | support), with batch shape [T] (tasks) and event shape `event_shape`.
+        """Return the prior p_psi(w) or p_psi(w | support), with batch shape [T] and event shape `event_shape`.
 
         Args:
-            observed: the tasks.
+            observed: T tasks.
             event_shape: *W, the shape of the latent of one task.
         """
         raise NotImplementedError
 
     def start_at(self, w: Tensor) -> None:
-        """Set the mean of the prior to w [1, W] (W weights) before training; does nothing without a learned mean."""
+        """Set the mean of the prior to w [1, W] before training. A prior without learned mean does not change."""
 
     def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
-        """Match a mean [W] and covariance [W, W] of the W weights, as closely as the family allows, before training."""
+        """Set mean and covariance of the prior to [W] and [W, W] before training, as closely as the family allows."""

@@ -1,4 +1,4 @@
-"""Random numbers of torch: generator states, seeded noise, and noise that is independent of the number of processes."""
+"""Random numbers of torch: generator states, seeded noise, and noise for any number of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_metabayes.handlers.own_generators import OwnGenerators, arguments_of
 
 
 class Noise(AbstractContextManager[Any], Protocol):
-    """Context manager (a torch mode) that draws random numbers from generators of its own, whose states it exposes."""
+    """Interface of a context manager (a torch mode) with its own random generators and access to their states."""
 
     def states(self) -> dict[torch.device, Tensor]: ...
 
@@ -34,7 +34,7 @@ def check_seed(seed: object) -> None:
     """Check that torch accepts a seed.
 
     Raises:
-        UsageError: the seed is not an integer, or is out of range.
+        UsageError: the seed is not an integer or is out of range.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
         raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; change seed")
@@ -43,7 +43,7 @@ def check_seed(seed: object) -> None:
 def random_states(device: torch.device) -> list[Tensor]:
     """Return a list with the state of the generator of an accelerator.
 
-    The list is empty for the CPU; torch.get_rng_state returns the state of the CPU's generator.
+    The list is empty for the CPU, whose state torch.get_rng_state returns.
     """
     return (
         []
@@ -57,7 +57,7 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 
     Args:
         device: the device of the generator.
-        states: the result of `random_states`; ignored if it is empty or comes from another kind of device.
+        states: the result of `random_states`; ignored if empty, or from another kind of device.
     """
     if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
         torch.get_device_module(device.type).set_rng_state(states[0], *arguments_of(device))
@@ -67,7 +67,7 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Context manager: seed torch's global generators with `seed`, and restore their previous states at the end.
 
-    All threads share these generators, so code that may run in several threads uses `noise_of` instead.
+    All threads share the global generators. Code that may run in several threads uses `noise_of` instead.
     """
     with _restored_global_states():
         torch.manual_seed(seed)
@@ -90,14 +90,13 @@ def _restored_global_states() -> Iterator[None]:
 def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> Iterator[OwnGenerators]:
     """Context manager: this thread draws the random numbers that follow `torch.manual_seed(seed)`, on every device.
 
-    The thread gets its own generators, which the context manager yields. Torch's global generators, which all threads
-    share, are neither read nor changed. Only draws inside `drawing()` use the generators of the thread. The functions
-    of this file draw inside `drawing()`.
+    The context manager yields generators of this thread. Draws inside `drawing()` use them; the functions of this file
+    draw inside `drawing()`. Torch's global generators, shared by all threads, are not used.
 
     Args:
         seed: seed of the generators.
-        states: states from which the draws continue, as returned by `states()` of generators with the same seed; None:
-            the draws start from the seed.
+        states: the result of `states()` of generators with the same seed; the draws continue there. None: the draws
+            start from the seed.
     """
     check_seed(seed)
     with draws_by(OwnGenerators(int(seed))) as own:
@@ -107,10 +106,10 @@ def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> 
 
 @contextmanager
 def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
-    """Context manager: draws of this thread inside `drawing()` take their random numbers from `generators`.
+    """Context manager: draws of this thread inside `drawing()` use `generators`.
 
     Args:
-        generators: a torch mode (`Noise`), such as OwnGenerators; the context manager yields it.
+        generators: a torch mode (`Noise`), such as OwnGenerators. The context manager yields the same object.
     """
     token = _own.set(generators)
     try:
@@ -120,12 +119,12 @@ def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
 
 
 def drawing() -> AbstractContextManager[Any]:
-    """Return a context manager whose draws use this thread's generators (`noise_of`), or torch's if it has none."""
+    """Context manager: draw from the generators of this thread (`noise_of`), or from torch's if there are none."""
     return _own.get() or nullcontext()
 
 
 def restored_noise() -> AbstractContextManager[None]:
-    """Return a context manager that, at its end, restores the states of the generators from which this thread draws."""
+    """Context manager: restore, at the end, the states of the generators of `drawing()`."""
     own = _own.get()
     return _restored_global_states() if own is None else _restored_states(own)
 
@@ -143,9 +142,9 @@ def _restored_states(own: Noise) -> Iterator[None]:
 def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
     """Context manager for data parallelism: random numbers that do not depend on the number of processes.
 
-    The tasks of a step are split into num_processes equal, contiguous blocks. `task_draws` and `task_noise` then return
-    block `rank` of the numbers that one process would draw for all tasks. Random numbers without a task axis are the
-    same on all processes.
+    The tasks of a step form num_processes equal, contiguous blocks. `task_draws` and `task_noise` return block `rank`
+    of the numbers that one process would draw for all tasks. Random numbers without a task axis are the same on all
+    processes.
 
     Args:
         rank: index of this process, from 0.
@@ -161,10 +160,9 @@ def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
 def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> Tensor:
     """Return draws [*leading, T, ...] for the T tasks of this process.
 
-    The noise of a task does not depend on the number P of processes. Each process draws [*leading, P, T, ...] and keeps
-    its own T tasks. This array has the same order in memory as the draws [*leading, P * T, ...] that one process would
-    make for all tasks. Gamma and discrete distributions use random numbers in another order: their draws are valid, but
-    depend on P.
+    The noise of a task does not depend on the number P of processes. Each process draws noise for all P * T tasks, in
+    the order of a single process, and keeps T tasks. Gamma and discrete distributions are an exception: the draws are
+    valid, but depend on P.
 
     Args:
         draw: function from a sample shape to draws [*sample shape, T, ...], such as `rsample` of a distribution with
@@ -179,21 +177,21 @@ def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> T
 
 
 def task_noise(shape: Sequence[int], like: Tensor, task_dim: int) -> Tensor:
-    """Return standard normal noise of a shape, whose axis `task_dim` is the task axis; dtype and device as `like`."""
+    """Return standard normal noise with dtype and device of `like`; axis `task_dim` of `shape` is the task axis."""
     leading, rest = shape[:task_dim], shape[task_dim:]
     return task_draws(lambda sizes: torch.randn(*sizes, *rest, dtype=like.dtype, device=like.device), leading)
 
 
 def task_dropout(x: Tensor, rate: float) -> Tensor:
-    """Apply dropout to x [T, ...] (T tasks): set entries to 0 with probability `rate`, divide others by 1 - rate."""
+    """Apply dropout to x [T, ...]: set entries to 0 with probability `rate`, and divide other entries by 1 - rate."""
     return task_draws(lambda sizes: functional.dropout(x.expand(*sizes, *x.shape).contiguous(), rate))
 
 
 def task_subset(mask: Tensor) -> Tensor:
-    """Return a random subset of the points that are true in mask [T, S] (T tasks, S points), as a mask [T, S].
+    """Return a random subset of the unmasked points, as a mask [T, S] like `mask`, for T tasks of S points.
 
-    Each task draws a probability from Uniform(0, 1), and keeps each of its points with this probability. The random
-    number of a point depends on its rank among the unmasked points, so padding does not change the subset.
+    Each task draws a probability from Uniform(0, 1), and keeps each point with this probability. The random number of a
+    point depends on the rank of the point among the unmasked points, so padding does not change the subset.
     """
     num_tasks, size = mask.shape
     uniform = task_draws(lambda sizes: torch.rand(*sizes, num_tasks, device=mask.device), (size + 1,)).mT  # [T, S + 1]

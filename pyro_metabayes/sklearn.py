@@ -1,4 +1,4 @@
-"""The meta-learner as a scikit-learn classifier; the only file that imports scikit-learn."""
+"""The meta-learner as a scikit-learn classifier. Only this file imports scikit-learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except ImportError as error:
     if (error.name or "").partition(".")[0] != "sklearn":
         raise  # scikit-learn is installed, but something that it imports is missing
     raise UsageError(
-        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
+        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, got an older version or none; "
         "run: pip install 'scikit-learn>=1.6'"
     ) from None
 
@@ -39,20 +39,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classifier = FewShotClassifier().fit(support_embeddings, names)
         probabilities = classifier.predict_proba(query_embeddings)
 
-    `fit` does not train. It stores the support set, and checks that the learner can use it. With a transductive learner
-    (the default), predictions depend on the whole query set: `predict(X[:5])` may differ from `predict(X)[:5]`.
+    `fit` does not train. It stores and checks the support set. The default learner is transductive: predictions depend
+    on the whole query set, so `predict(X[:5])` may differ from `predict(X)[:5]`.
 
     Args:
-        learner: `transductive` or `inductive`, the learners of this package for any embeddings, way and shot; a
-            MetaLearner; the folder of a run; or None: prototypical networks on the given features (softmax of minus
+        learner: `transductive` or `inductive` (learners of this package for any embeddings, way and shot), a
+            MetaLearner, or the folder of a run. None: prototypical networks on the given features (softmax of minus
             the squared distance to the class means).
-        num_samples: number of draws of the latent over which probabilities are averaged; one suffices for a point
-            estimate.
+        num_samples: number of draws of the latent. Probabilities are averages over draws. A point estimate needs one.
         random_state: seed of the draws. Each `fit` fixes one seed, so a fitted classifier repeats its predictions.
         balance: only for `transductive`. `known`: each call has equally many queries of every class. `unknown` or
             None: the learner estimates the class frequencies.
-        reject_above: entropy in nats, below log C (C classes), above which `predict` rejects a query; None: never.
-        unknown_label: label of rejected queries; it must not occur in y. None: "unknown" if labels are text, else -1.
+        reject_above: largest entropy in nats of an accepted query, below log C for C classes. `predict` rejects queries
+            with a larger entropy. None: no query is rejected.
+        unknown_label: label of rejected queries, not in y. None: "unknown" if labels are text, else -1.
 
     Attributes:
         classes_: the C labels of the support set, sorted.
@@ -75,7 +75,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.unknown_label = unknown_label
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Store the support set, after checking that the learner can use it.
+        """Check that the learner can use the support set, and store it.
 
         Args:
             X: inputs [S, *X]: features, or images.
@@ -103,15 +103,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probabilities [Q, C] of the C classes in `classes_` for the query set X [Q, *X] of one task."""
+        """Return the probabilities [Q, C] of the classes in `classes_` for the query set X [Q, *X] of one task."""
         return self._answer(X).probabilities.cpu().numpy()
 
     def predict_spread(self, X: Any) -> np.ndarray:
-        """Return the sd [Q, C] of `predict_proba(X)` over draws of the latent; 0 for a point estimate."""
+        """Return the standard deviations [Q, C] of the probabilities over draws of w; 0 for a point estimate."""
         return self._answer(X).spread.cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable class of each of the Q queries X [Q, *X]; `unknown_label` for rejected queries."""
+        """Return the most probable class [Q] of each query in X [Q, *X]; `unknown_label` for rejected queries."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         nearest = self._prediction(self.nearest_, X)
@@ -135,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
-        """Return the arrays after scikit-learn's checks; images and bytes need a `learner` that the user trained."""
+        """Return the arrays after scikit-learn's checks. Images and bytes need a learner that the user trained."""
         rows = self.learner is None or self._ships
         options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
@@ -146,7 +146,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set `learner_` for probabilities and `nearest_` for labels; they differ only if `learner` is None."""
+        """Set `learner_` for probabilities, and `nearest_` for labels. They differ only if `learner` is None."""
         if self.learner is None:
             self._refuse_balance()
             frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
@@ -158,12 +158,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.learner_ = self.nearest_ = self._loaded()
         if isinstance(self.learner_.model, HasBaseClasses):
             raise UsageError(
-                "expected a learner that predicts only the classes passed to fit, got one for learning without "
-                "forgetting, which also predicts base classes; use MetaLearner.predict"
+                "expected a learner that predicts only the classes in y, got a learner that also predicts base "
+                "classes (learning without forgetting); use MetaLearner.predict"
             )
 
     def _loaded(self) -> MetaLearner:
-        """Return the learner that `learner` names; a learner shipped with this package computes in float64."""
+        """Return the learner that `learner` names. The learners of this package compute in float64."""
         if self._ships:
             if self.learner != "transductive":
                 self._refuse_balance()
@@ -178,8 +178,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _refuse_balance(self) -> None:
         if self.balance is not None:
             raise UsageError(
-                f"expected balance=None, got balance='{self.balance}', which needs learner='transductive'; remove "
-                "balance, or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
+                f"expected learner='transductive' for balance='{self.balance}', got another learner; remove balance, "
+                "or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
             )
 
 
@@ -190,7 +190,7 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
         estimator: the classifier.
 
     Returns:
-        {name of a check: reason}; empty if the estimator has no learner.
+        {name of a check: reason}; empty if `learner` is None.
     """
     if estimator.learner is None:
         return {}

@@ -1,4 +1,4 @@
-"""Imports torchvision and timm at their first use; no other file imports them."""
+"""Imports of torchvision and timm at the first use. No other file imports them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _libraries: list[torch.library.Library] = []  # a schema lives as long as its ha
 
 
 def torchvision() -> ModuleType:
-    """Import and return torchvision, even if it is a CUDA build and torch is a CPU build.
+    """Import and return torchvision, even a CUDA build next to a CPU build of torch.
 
-    In that case the compiled part of torchvision does not load, and the import fails because two operators are missing.
-    With the schemas of these operators defined, everything except detection works.
+    The compiled part of such a build does not load, and two operators are missing. This function defines the schemas of
+    the two operators. Everything except detection then works.
     """
     try:
         return importlib.import_module("torchvision")

@@ -360,17 +360,17 @@ POINTS = 2 * WAY
         (
             "support_y",
             np.zeros(POINTS),
-            r"^expected support_y to hold 6 integers.*got torch\.float64 of shape \(6,\)",
+            r"^expected 6 integers >= 0 in support_y, got torch\.float64 of shape \(6,\)",
         ),
-        ("support_y", np.zeros(5, dtype=int), r"^expected support_y to hold 6 integers.*shape \(5,\)"),
+        ("support_y", np.zeros(5, dtype=int), r"^expected 6 integers >= 0 in support_y.*shape \(5,\)"),
         (
             "support_y",
             np.zeros((POINTS, 1), dtype=int),
-            r"^expected support_y to hold 6 integers.*shape \(6, 1\)",
+            r"^expected 6 integers >= 0 in support_y.*shape \(6, 1\)",
         ),
-        ("support_y", np.full(POINTS, -1), r"^expected support_y to hold integers >= 0, got -1"),
+        ("support_y", np.full(POINTS, -1), r"^expected integers >= 0 in support_y, got -1"),
         ("support_y", ["cat"] * POINTS, r"^expected numbers in support_y"),
-        ("num_samples", 0, r"^expected num_samples >= 1, got 0$"),
+        ("num_samples", 0, r"^expected num_samples >= 1, got 0; "),
     ],
 )
 def test_wrong_arrays_are_named(learner: MetaLearner, name: str, value: Any, message: str) -> None:

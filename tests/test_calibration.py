@@ -229,7 +229,7 @@ def test_a_truth_over_another_latent_is_not_compared() -> None:
     learner, episodes, source = pair.learner(), pair.tasks(), LinearGaussian(3, 2)
     metrics = evaluate(learner, episodes, seed=0, progress=False, truth=source).metrics
     assert metrics["oracle_mse"] is None and metrics["coverage90_of_truth"] is None and metrics["mse"] > 0
-    with pytest.raises(UsageError, match=r"of the model's weights, \[\d+\], got shape \[2, 3\]"):
+    with pytest.raises(UsageError, match=r"with weights of shape \[\d+\], as in the model, got shape \[2, 3\]"):
         sbc_ranks(learner, episodes, truth=source)
 
 

@@ -207,9 +207,9 @@ def test_mistakes_are_named_at_fit(arguments: dict[str, Any], shape: tuple[int, 
 @pytest.mark.parametrize(
     ("support_y", "query_x", "message"),
     [
-        ([0, 1.5], [[1.0]], r"expected support_y to hold 2 integers >= 0.*got torch.float64"),
-        ([0], [[1.0]], r"expected support_y to hold 2 integers >= 0.*shape \(1,\)"),
-        ([0, -1], [[1.0]], "expected support_y to hold integers >= 0, got -1"),
+        ([0, 1.5], [[1.0]], r"expected 2 integers >= 0 in support_y.*got torch.float64"),
+        ([0], [[1.0]], r"expected 2 integers >= 0 in support_y.*shape \(1,\)"),
+        ([0, -1], [[1.0]], "expected integers >= 0 in support_y, got -1"),
         (["a", "b"], [[1.0]], "expected numbers in support_y"),
         ([0, 1], [1.0], r"expected query_x of shape \[N, 1\], N >= 1, got \[1\]"),
         ([0, 1], np.zeros((0, 1)), r"expected query_x of shape \[N, 1\], N >= 1, got \[0, 1\]"),
@@ -231,6 +231,6 @@ def test_scikit_learn_is_optional(forks: Forks) -> None:
         "except pyro_metabayes.UsageError as error: print(error)\n"
     )
     assert forks.output_of(program) == (
-        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
+        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, got an older version or none; "
         "run: pip install 'scikit-learn>=1.6'\n"
     )

@@ -438,7 +438,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
 def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
     learner, observed = pair.learner(), pair.tasks().observed()
     if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
-        with pytest.raises(UsageError, match="got a flat prior; for predictions use"):
+        with pytest.raises(UsageError, match=r"got a flat prior; use learner\.posterior_predictive"):
             check_predictive(learner, observed)
         return
     check_predictive(learner, observed)

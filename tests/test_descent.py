@@ -330,7 +330,7 @@ def test_platipus_predicts_with_its_prior() -> None:
 
 
 def test_platipus_needs_its_model() -> None:
-    with pytest.raises(UsageError, match="expected the model of the same name for guide=platipus"):
+    with pytest.raises(UsageError, match="expected the model of guide=platipus, which has the same name"):
         Pair("platipus").learner()
 
 

@@ -328,7 +328,10 @@ def test_the_rotation_loss_joins_the_loss_but_no_bound() -> None:
 
 def test_without_turned_views_the_step_is_refused() -> None:
     guide = Pair("sib", "flat", settings=START).learner().guide
-    with pytest.raises(UsageError, match=r"with rotated images .* got tasks without rotated images; use data="):
+    with pytest.raises(
+        UsageError,
+        match=r"expected rotated images of the queries .* got tasks without rotated images; use data=",
+    ):
         guide.posterior(random_tasks().observed())
 
 

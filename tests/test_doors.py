@@ -150,7 +150,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "nothing": (None, r"NoneType|Reshape your data"),
     "empty": (SUPPORT[:0], r"N >= 1|0 sample"),
     "dates": (np.zeros((12, 4), "M8[s]"), "datetime64|DTypePromotionError|cast"),
-    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "same shape"),
+    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "of one shape and type in the list"),
 }
 
 
@@ -325,7 +325,7 @@ def test_in_single_precision_too(exponent: int) -> None:
 def test_a_row_of_zeros_has_no_direction(learner: MetaLearner, name: str) -> None:
     arrays = {"support_x": SUPPORT, "query_x": QUERY}
     arrays[name] = arrays[name] * (np.arange(12) != 5)[:, None]
-    message = rf"expected rows that can be scaled to unit length in {name}, got 1 of 12 .* first is row 5\)$"
+    message = rf"expected rows with a nonzero value in {name}, got 1 of 12 .* first is row 5\)$"
     with pytest.raises(UsageError, match=message):
         learner.predict(support_y=LABELS, **arrays)
 
@@ -357,7 +357,9 @@ def test_support_points_that_are_all_equal() -> None:
 def test_raw_features_that_single_precision_cannot_hold(factor: float) -> None:
     learner = learner_of("proto", [4]).float()
     for arrays in ((SUPPORT * factor, QUERY), (SUPPORT, QUERY * factor)):
-        with pytest.raises(UsageError, match=r"^expected values in \w+_x that float32 can represent, got a row whose"):
+        with pytest.raises(
+            UsageError, match=r"^expected values in the range of float32 in \w+_x, got a row with the largest"
+        ):
             answer(learner, *arrays)
 
 
@@ -368,7 +370,7 @@ def test_raw_features_whose_scores_overflow(guide: str, factor: float) -> None:
     try:
         assert np.isfinite(answer(learner, SUPPORT * factor, QUERY * factor)).all()
     except UsageError as error:
-        assert "expected finite class probabilities for these inputs in float32, got NaN" in str(error)
+        assert "expected finite class probabilities, got NaN, because numbers overflow in float32" in str(error)
         assert len(str(error).splitlines()) == 1
 
 

@@ -448,7 +448,7 @@ def test_an_evaluation_prints_as_a_table() -> None:
     mean = evaluation.metrics["accuracy"]["mean"]
     assert f"{mean:.4f}" in rows["accuracy"] and "+- " in rows["accuracy"] and rows["accuracy"].endswith("share")
     assert "+- " in rows["nll"] and "+- " not in rows["ece"] and "rmse" not in rows
-    with refuses(r"^expected settings.tasks <= 3, the number of tasks, got 8; reduce settings.tasks$"):
+    with refuses(r"^expected settings.tasks <= 3 \(the given tasks\), got 8; reduce settings.tasks$"):
         evaluate(SAVI.learner(), random_tasks(3), EvalSettings(tasks=8), progress=False)
 
 

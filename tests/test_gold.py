@@ -243,11 +243,11 @@ def test_pareto_k_is_that_of_arviz() -> None:
 
 def test_what_has_no_gold_posterior_is_refused() -> None:
     learner, tasks = Pair("proto", "flat").learner(), Pair("proto", "flat").tasks()
-    with pytest.raises(UsageError, match="whose prior has a density, since NUTS samples its posterior, got a flat"):
+    with pytest.raises(UsageError, match="expected a prior with a density for NUTS, got a flat"):
         Target(learner.model, tasks, "all")
     with pytest.raises(UsageError, match=r"expected labels .* to be one of query, support, all, got 'some'"):
         Target(learner.model, tasks, "some")
-    with pytest.raises(UsageError, match="expected a posterior with a density, since the gaps"):
+    with pytest.raises(UsageError, match="expected a posterior with a density for the gaps"):
         check_density(Pair("sib", settings={"posterior": "delta"}).learner().guide.posterior(tasks.observed()))
     with pytest.raises(UsageError, match="draws >= 4"):
         NutsSettings(draws=1)
@@ -287,7 +287,7 @@ def test_the_command_of_numbers_and_its_mistakes(finished: Path) -> None:
     ran("run", "data=gaussian_features", "data.num_features=16", "guide=proto", *small, "hydra.run.dir=flat")
     before = sorted(Path.cwd().rglob("*"))
     mistakes = {
-        ("run=flat",): "expected a run whose prior has a density, since NUTS samples its posterior, got a flat prior",
+        ("run=flat",): "expected a prior with a density for NUTS, got a flat prior",
         (str(finished), "tasks", "2"): "expected folders of runs, got 'tasks', which has no checkpoint.pt",
         ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
         ("tasks=2",): "expected RUN_DIR, the folder of a finished run, got none",

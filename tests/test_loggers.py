@@ -176,7 +176,7 @@ def test_a_mistake_is_told_in_one_line(arguments: str, tmp_path: Path, monkeypat
 def test_a_missing_package_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("pyro_metabayes.loggers.lightning.find_spec", lambda _: None)
-    expected = f"expected the package {name} for logger={name}, but it is not installed; "
+    expected = f"expected the package {name} for logger={name}, not found; "
     expected += f"run: pip install 'pyro_metabayes.{name}.'"
     with pytest.raises(UsageError, match=expected):
         {

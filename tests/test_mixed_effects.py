@@ -103,11 +103,11 @@ def test_groups_that_do_not_differ_have_no_variance() -> None:
 
 def test_mistakes_are_named() -> None:
     episodes = ragged()
-    with pytest.raises(UsageError, match="expected groups with all points as queries"):
+    with pytest.raises(UsageError, match="expected only queries with one number per label"):
         fit(random_regressions(targets=1), 1)
-    with pytest.raises(UsageError, match="expected more than 3 points, the number of coefficients, got"):
+    with pytest.raises(UsageError, match="expected more points than the 3 coefficients, got"):
         fit(episodes.tasks(slice(0, 1)).map_tensors(lambda value: value[:, :2]), 1)
-    with pytest.raises(UsageError, match="expected samples >= 4 and warmup >= 1 for NUTS, got samples=2, warmup=0"):
+    with pytest.raises(UsageError, match="expected samples >= 4 and warmup >= 1 for NUTS, got samples=2 and warmup=0"):
         sampled(episodes, RANDOM, 2, 0)
 
 

@@ -677,5 +677,5 @@ def test_a_bound_on_the_kl_takes_its_place_in_the_loss(kl: str) -> None:
     torch.testing.assert_close(terms.kl, bound)
     torch.testing.assert_close(terms.loss, 0.3 * bound - terms.log_likelihood)
     single = Pair("mean_field", "gaussian").learner()
-    with pytest.raises(UsageError, match=f"objective.kl={kl}, got posterior Normal, prior SharedNormal; use"):
+    with pytest.raises(UsageError, match=f"objective.kl={kl}, got posterior Normal and prior SharedNormal; use"):
         Elbo(kl=kl).terms(single.model, single.guide, episodes)

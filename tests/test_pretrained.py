@@ -102,9 +102,12 @@ def test_it_works_in_the_tools_of_scikit_learn(classifier: FewShotClassifier) ->
 def test_a_setting_that_a_learner_does_not_have_is_refused() -> None:
     x, y = np.eye(4), [0, 0, 1, 1]
     for classifier, message in (
-        (FewShotClassifier("inductive", balance="known"), "balance=None"),
-        (FewShotClassifier(MetaLearner.pretrained(), balance="known"), "balance=None"),
-        (FewShotClassifier(None, balance="known"), "balance=None"),
+        (FewShotClassifier("inductive", balance="known"), "expected learner='transductive' for balance='known'"),
+        (
+            FewShotClassifier(MetaLearner.pretrained(), balance="known"),
+            "expected learner='transductive' for balance='known'",
+        ),
+        (FewShotClassifier(None, balance="known"), "expected learner='transductive' for balance='known'"),
         (FewShotClassifier(balance="even"), "expected balance to be one of"),
         (FewShotClassifier("nothing"), "transductive, inductive, .* got 'nothing'"),
     ):

@@ -14,9 +14,14 @@ from pyro_metabayes.errors import UsageError
 def to_arviz(draws: PredictiveDraws) -> Any:
     """Convert posterior and prior predictive draws to an object of ArviZ.
 
-    Its groups are posterior and prior (the task weights w), posterior_predictive and prior_predictive (query_y),
-    observed_data (query_y) and constant_data (query_mask, True for an unmasked query). The draws are independent, so
-    there is one chain. Without prior draws (a flat prior) the two groups of the prior are absent.
+    The object has these groups:
+
+        posterior, prior: the task weights w.
+        posterior_predictive, prior_predictive: the drawn query labels.
+        observed_data: the observed query labels.
+        constant_data: the query mask, True for an unmasked query.
+
+    All draws are independent and form one chain. A flat prior has no draws, so its two groups are absent.
 
     Args:
         draws: the result of `predictive_draws`.
@@ -50,7 +55,7 @@ def to_arviz(draws: PredictiveDraws) -> Any:
 
 
 def _names(*names: str, count: int) -> list[str]:
-    """Return the last `count` of `names`, or the generic names axis0, axis1, ... if there are not enough names."""
+    """Return the last `count` of `names`; if there are fewer names, return axis0, axis1, ..."""
     return list(names[len(names) - count :]) if count <= len(names) else [f"axis{i}" for i in range(count)]
 
 
@@ -67,7 +72,6 @@ def _arviz() -> Any:
         if error.name != "arviz":
             raise  # ArviZ is installed, but one of its dependencies is missing
         raise UsageError(
-            "expected the package arviz for to_arviz, but it is not installed; run: pip install -c constraints.txt "
-            "-e '.[arviz]'"
+            "expected the package arviz for to_arviz, not found; run: pip install -c constraints.txt -e '.[arviz]'"
         ) from None
     return arviz

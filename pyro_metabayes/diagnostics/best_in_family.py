@@ -21,24 +21,26 @@ Build = Callable[..., TorchDistribution]
 
 @runtime_checkable
 class HasFamily(Protocol):
-    """Interface of a guide whose approximate posteriors belong to a family that is not Gaussian."""
+    """Interface of a guide with approximate posteriors from a family that is not Gaussian."""
 
     def family_of(self, q: TorchDistribution) -> tuple[list[Tensor], Build]:
-        """Return the parameters of q and a function from such parameters to a distribution of the family.
+        """Return the parameters of q, and a function that builds a distribution of the family from parameters.
 
         Args:
             q: a posterior of the guide for T tasks, batch [T].
 
         Returns:
-            The parameters of q, tensors [T, ...] that may take any real value, and the function that builds a
-            distribution from such tensors. The parameters of one task must not affect another task.
+            The parameters: tensors [T, ...]. Every real value must be valid.
+            The function: the parameters of one task must not change the distribution of another task.
         """
 
 
 def elbo_of(target: Target, q: TorchDistribution, num_samples: int) -> Tensor:
-    """Estimate the ELBO E_q[log p(y | w)] - KL(q, prior) of each task, in nats, from num_samples draws of w ~ q.
+    """Estimate the ELBO of each task from draws of w ~ q.
 
-    The KL is computed in closed form if there is one, and otherwise from the same draws.
+        ELBO = E_q[log p(y | w)] - KL(q, prior)
+
+    The KL is exact if it has a closed form; otherwise it is a mean over the draws.
 
     Args:
         target: the prior and the log-likelihood of T tasks.
@@ -63,33 +65,38 @@ def best_in_family(
     rate: float = 0.03,
     guide: object = None,
 ) -> TorchDistribution:
-    """Find q*, the member of the variational family of q that maximises the ELBO of each task, by Adam.
+    """Find q*, the member of the variational family of q with the largest ELBO, for each task by Adam.
 
-    The family is that of q: factorised Gaussians (Normal), Gaussians whose precision has the same low-rank term
-    (LowRankPrecision), or Gaussians with independent rows of w (MultivariateNormal, LowRankMultivariateNormal). Adam
-    runs twice, from the mean and sd of the prior and from q; each task gets the better result. A guide with the method
-    `family_of` defines another family; then Adam starts only at q.
+    The type of q defines the family:
+
+        Normal: factorised Gaussians.
+        LowRankPrecision: Gaussians with the low-rank term of the precision of q.
+        MultivariateNormal, LowRankMultivariateNormal: Gaussians with independent rows of w.
+        any other type: the family that the method `family_of` of the guide defines.
+
+    For Gaussian families, Adam runs twice: from the moments of the prior, and from q. Each task gets the better result.
+    For other families, Adam runs only from q.
 
     Args:
         target: the prior and the log-likelihood of T tasks.
         q: the approximate posterior of the guide, batch [T].
         steps: number of steps of Adam.
         num_samples: draws of w per step.
-        rate: initial learning rate of Adam, for parameters in units of the sd of the prior.
+        rate: initial learning rate of Adam, in units of the sd of the prior.
         guide: the guide that computed q; needed only if q is not Gaussian.
 
     Returns:
         q*, batch [T].
 
     Raises:
-        UsageError: q is not Gaussian and the guide has no `family_of`, or the family is not reparametrised.
+        UsageError: q is not Gaussian and the guide has no `family_of`; or q has no reparametrised draws.
     """
     if isinstance(guide, HasFamily):
         start, build = guide.family_of(q)
         if not build(*start).has_rsample:
             raise UsageError(
-                "expected a posterior with rsample (reparametrised) for the search of the best member of its family, "
-                f"got {type(innermost(q)).__name__} without rsample; use another guide"
+                "expected a posterior with reparametrised draws (rsample) to search the best member of its family, "
+                f"got {type(innermost(q)).__name__}; use another guide"
             )
         return build(*_ascend(target, start, build, steps, num_samples, rate))
     at_prior, build = _parameters(target, q, at_prior=True)
@@ -121,13 +128,16 @@ def _ascend(
 
 
 def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
-    """Return start values of Adam in units of the sd of the prior, and a function from parameters to a distribution."""
+    """Return the start values of Adam, and a function from parameters to a distribution.
+
+    The parameters are in units of the sd of the prior. With `at_prior`, the start values come from the prior, not q.
+    """
     family: Any = innermost(q)
     loc, scale = target.loc, target.scale
     if not isinstance(family, GAUSSIANS):
         raise UsageError(
-            "expected a Gaussian posterior, or a guide with the method family_of, for the search of the best member of "
-            f"its family, got {type(family).__name__}; define family_of (docs/gold.md)"
+            "expected a Gaussian posterior, or a guide with the method family_of, got a posterior of type "
+            f"{type(family).__name__}; define family_of (docs/gold.md)"
         )
     mean = torch.zeros_like(loc) if at_prior else ((q.mean - loc) / scale).expand(loc.shape)
     if isinstance(family, LowRankPrecision):

@@ -1,6 +1,6 @@
 """Calibration of the predictive distribution: reliability, coverage, and entropy on unseen classes.
 
-Confidence intervals resample tasks, which are independent. Queries of one task share a support set and are dependent.
+Confidence intervals resample whole tasks, because the queries of one task are dependent.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PIT_BINS = 10
 class Reliability:
     """Reliability diagram: accuracy as a function of confidence, in B = 15 bins of equal width.
 
-    The confidence of a query is the probability of its most probable class. Half widths of 95% intervals are 1.96 sd
+    The confidence of a query is the probability of its most probable class. The half width of a 95% interval is 1.96 sd
     over bootstrap resamples of tasks. Empty bins are NaN. (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
 
     Attributes:
         confidence: [B], mean confidence of the queries in each bin.
-        accuracy: [B], share of the queries in each bin that are predicted correctly, with intervals.
-        share: [B], share of all queries that are in each bin.
-        ece: expected calibration error sum_b share_b |accuracy_b - confidence_b|, with its interval.
+        accuracy: [B], accuracy on the queries in each bin, with 95% intervals.
+        share: [B], share of all queries in each bin.
+        ece: expected calibration error sum_b share_b |accuracy_b - confidence_b|, with a 95% interval.
     """
 
     confidence: Tensor
@@ -50,7 +50,7 @@ class Reliability:
 
 
 def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Compute [T, 15, 3]: the number, summed confidence and number of hits of the queries in each of 15 bins.
+    """Compute the sums [T, 15, 3] of each of 15 bins: number of queries, summed confidence, number of correct queries.
 
     `probabilities` are [T, Q, C] for T tasks, Q queries and C classes; `labels` and `mask` are [T, Q].
     """
@@ -85,11 +85,11 @@ def _ece(sums: Tensor) -> Tensor:
 
 
 def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Compute metrics of prediction sets, the smallest sets of classes whose predicted probability reaches a level.
+    """Compute metrics of prediction sets: the smallest sets of classes whose predicted probability reaches a level.
 
-    Each metric [T, number of levels] is a mean over the Q queries of each of T tasks: `coverage`, the share of true
-    classes inside the set; `size`, the number of classes in the set; `mass`, the predicted probability of the set.
-    Calibrated predictive distributions have coverage = mass. `probabilities` are [T, Q, C] for C classes.
+    `probabilities` are [T, Q, C] (T tasks, Q queries, C classes). Each metric [T, levels] is a mean over the queries:
+    `coverage` is the share of queries with the true class in the set, `size` the number of classes in the set, and
+    `mass` the predicted probability of the set. A calibrated predictive distribution has coverage = mass.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -105,7 +105,7 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Compute the coverage of central predictive intervals per task and level. `bounds`: `Predictions.pit_bounds`."""
+    """Compute the coverage [T, levels] of central predictive intervals; `bounds` are `Predictions.pit_bounds`."""
     return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
@@ -122,10 +122,10 @@ def predictive_probabilities(predictions: Predictions) -> Tensor:
 
 
 def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
-    """Compute the calibration metrics of each task that are defined for the family of the likelihood.
+    """Compute the calibration metrics of T tasks, as tensors [T, ...] by name; the likelihood determines which.
 
-    These are bin sums and prediction sets for classes, coverage of intervals for numbers, and a histogram of the
-    probability integral transform (PIT) for numbers and ordered classes. Each is a tensor with one entry per task.
+    Classes have bin sums and prediction sets. Numbers have the coverage of intervals. Numbers and ordered classes have
+    a histogram of the probability integral transform (PIT).
     """
     mask, bounds = predictions.mask, predictions.pit_bounds
     metrics = {} if bounds is None else {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
@@ -141,8 +141,8 @@ def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
     """Compute the calibration metrics (`calibration_of`) of guide.posterior on all T tasks of the batches.
 
-    `num_samples` draws of w are taken per task, unless the predictive distribution has a closed form. With L draws the
-    coverage of a 90% interval is too small by about 1 / (2L), even for the exact posterior.
+    `num_samples` is the number of draws of w per task; a predictive distribution in closed form needs none. With L
+    draws, the coverage of a 90% interval is too small by about 1 / (2L), even for the exact posterior.
     """
     gathered: dict[str, list[Tensor]] = {}
     for episodes in map(learner.featured, batches):
@@ -157,10 +157,9 @@ def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 
 
 def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
-    """Restrict tasks to their first `way` classes, so that no posterior depends on points of the other classes.
+    """Restrict tasks to their first `way` classes by masking all points of the other classes.
 
-    Returns the tasks with the points of the other classes masked, and a mask [T, Q] of the queries of the other
-    classes.
+    Returns the restricted tasks, and a mask [T, Q] that is True for the queries of the other classes.
     """
     is_seen, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
     observed = replace(
@@ -176,15 +175,15 @@ def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
 
 @torch.no_grad()
 def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, num_samples: int) -> dict[str, Tensor]:
-    """Compare the entropy of predictions for queries of seen classes and of unseen classes.
+    """Compare the entropy of predictions for queries of seen and of unseen classes, in T tasks.
 
-    The tasks have more than `way` classes, of which the first `way` are seen. The posterior of w depends on no point of
-    an unseen class.
+    The first `way` classes of a task are seen, the others unseen. The posterior depends on no point of unseen classes.
 
     Returns:
-        Tensors [T], one entry per task: `known` and `unseen`, the mean entropy in nats over the queries of seen and of
-        unseen classes; `auroc`, the probability that a query of an unseen class has a larger entropy than a query of a
-        seen class (ties counted half), which is 1/2 if the entropy does not discriminate.
+        Tensors [T] by name.
+        known, unseen: mean entropy in nats over the queries of seen classes, and of unseen classes.
+        auroc: probability that a query of an unseen class has a larger entropy than a query of a seen class. Ties
+            count half. The value is 1/2 if the entropy does not discriminate.
     """
     metrics: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
     for episodes in batches:

@@ -1,11 +1,10 @@
 """Detection of a prior over task weights that has collapsed to a point, and of a posterior that equals its prior.
 
-A prior is collapsed if draws from it make the same predictions: the mutual information I(y_i; w) of label and weights,
-summed over the queries i of a task, is below 0.05 nats. The spread of the weights does not show a collapse: with
-head=cosine only directions matter, and a mean near 0 makes any ratio large. The share of draws that predict different
-classes does not show a collapse either, since this share is large for a prior that prefers no class.
+A collapsed prior makes the same predictions with every draw of w. The test is the mutual information I(y_i; w) of label
+and weights, summed over the queries i of a task: a prior is collapsed if the sum is below 0.05 nats.
 
-A posterior that equals its prior (posterior collapse) has a KL to the prior, and a number of active weights, near 0.
+Posterior collapse means that the posterior equals the prior. Its signs are a KL near 0 and a number of active weights
+near 0.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Measure the spread of the prior over w, and of its predictions, for each of T tasks.
+    """Measure the spread of the prior over w, and of the predictions under the prior, for each of T tasks.
 
     Returns:
         Tensors [T] by name; {} for a flat prior.
         prior_variance, prior_mean_square: variance and squared mean of w, averaged over the weights.
         prior_variance_error: Monte-Carlo standard error of prior_variance, if it is estimated from draws.
         logit_variance: variance over draws of w of the class-centred logits; in a regression, of predicted mean / sd.
-        disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+        disagreement: share of draws with another predicted class than the averaged prediction (ties excluded).
         information: mutual information I(y_i; w) in nats, summed over the queries i.
         information_error: upper bound on the Monte-Carlo standard error of information.
         prior_entropy: differential entropy in nats, if it has a closed form.
@@ -76,21 +75,21 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 
 
 def _error(name: str, error: Tensor | None) -> Spread:
-    """Return the standard error per task of the spread NAME as {NAME_error: error}; {} if error is None."""
+    """Return {NAME_error: error} for the spread NAME; {} if error is None."""
     return {} if error is None else {f"{name}_error": error}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
-    """Measure the spread of q = training_posterior(episodes), the posterior of the ELBO, and its KL to the prior.
+    """Measure the spread of q, the training posterior of the guide, and the KL of q to the prior.
 
     Returns:
         Tensors by name, [T] for T tasks unless stated otherwise; {} for a point estimate.
         posterior_variance: variance of w, averaged over the weights.
         posterior_entropy: differential entropy in nats, if it has a closed form.
-        elbo, kl, kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch mean
-            from one draw per task. A KL without a closed form is a mean over many draws.
-        posterior_variance of site NAME, kl of site NAME: for each site of a Joint q; the kl of all sites sum to kl.
-        posterior_variance_error, kl_error: Monte-Carlo standard errors, if the value is estimated from draws.
+        elbo, kl, kl_by_dimension [T, weights]: in nats, if the prior has a density. The ELBO uses the mean
+            log-likelihood of the batch, from one draw per task. A KL without a closed form is a mean over many draws.
+        posterior_variance of site NAME, kl of site NAME: for each latent site of a Joint q; kl is the sum over sites.
+        posterior_variance_error, kl_error: Monte-Carlo standard errors of values that are estimated from draws.
         kl_variational_bound, kl_convexity_bound: closed-form upper bounds on the KL, if the prior is a mixture.
     """
     if not has_density(q):
@@ -119,7 +118,7 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
 
 
 def _program(q: TorchDistribution) -> Callable[[Observed], None]:
-    """Return a Pyro program that samples w from the given q, so that the guide does not infer q again."""
+    """Return a Pyro program that samples w from q; the guide then need not infer q again."""
 
     def program(data: Observed) -> None:
         with pyro.plate("task", data.num_tasks, dim=-1):
@@ -129,14 +128,14 @@ def _program(q: TorchDistribution) -> Callable[[Observed], None]:
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """Return kl, kl_error and elbo per task, with the KL estimated from MOMENT_DRAWS draws instead of one."""
+    """Return kl, kl_error and elbo per task; the KL is a mean over MOMENT_DRAWS draws."""
     w = extra_draws(q, MOMENT_DRAWS)
     kl, error = kl_from_draws(q, prior, w)
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
 
 
 def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Spread:
-    """Estimate E_q KL(q(z_k | z_<k), p(z_k | z_<k)) per task for each site z_k of w, given the earlier sites z_<k."""
+    """Estimate E_q KL(q(z_k | z_<k), p(z_k | z_<k)) per task and site z_k of w; z_<k are the earlier sites."""
     if not (isinstance(q, Joint) and isinstance(prior, Joint)):
         return {}
     of_q, of_prior = q.log_probs(w), prior.log_probs(w)
@@ -148,11 +147,11 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
 
     Returns:
         Tensors [T] by name; {} for a point estimate.
-        fit_variance, true_variance: variances of w under both, averaged over the weights.
-        coverage90_of_truth: probability, under the exact posterior, of the central 90% interval of the fit, averaged
-            over the weights. If the fit is not Gaussian, the interval is between quantiles of draws.
-        kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, summed over the marginal distributions of
-            the weights; correlations are ignored. Only for a Gaussian fit.
+        fit_variance, true_variance: variances of w under `fit` and `true`, averaged over the weights.
+        coverage90_of_truth: probability under `true` of the central 90% interval of `fit`, averaged over the weights.
+            If the fit is not Gaussian, the interval comes from quantiles of draws.
+        kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, only for a Gaussian fit. They are sums
+            over the marginal distributions of the weights, without correlations.
     """
     if not has_density(fit):
         return {}
@@ -171,7 +170,7 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
 
 
 def _interval(q: TorchNormal) -> tuple[Tensor, Tensor]:
-    """Return the upper and lower end of the central 90% interval of each weight under a normal distribution."""
+    """Return the upper and lower end of the central 90% interval of each weight under a normal distribution q."""
     upper, lower = (q.mean + sign * HALF_OF_90 * q.stddev for sign in (1, -1))
     return upper, lower
 
@@ -184,7 +183,7 @@ def _sampled_interval(fit: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Measure the spreads of the prior; for Episodes, i.e. tasks with query labels, also those of the posteriors."""
+    """Measure the spreads of the prior; with query labels (Episodes) also the spreads of the posteriors."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))

@@ -1,6 +1,7 @@
-"""Metrics of collapse. Each metric is a function of spreads, i.e. numbers per task that measure prior and posterior.
+"""Metrics of collapse, computed from spreads.
 
-`collapse.py` computes the spreads by name. To add a metric, write its function and add it to METRICS.
+A spread is a named quantity of the prior or the posterior, with one value per task. `collapse.py` computes the spreads.
+A new metric is a function of the spreads with an entry in METRICS.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _mean_of(name: str) -> Metric:
-    """Return the metric: mean over tasks of the spread `name` (a quantity of collapse.py with one value per task)."""
+    """Return the metric: mean over tasks of the spread `name`."""
     return lambda spread: _mean(spread, name)
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Return the metric: root of the mean of a spread over tasks, or of the ratio of two such means."""
+    """Return the metric: sqrt(mean of the spread `numerator` / mean of the spread `denominator`), means over tasks.
+
+    Without `denominator`, the metric is sqrt(mean of the spread `numerator`).
+    """
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0
@@ -54,7 +58,7 @@ def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _rms_error(name: str) -> Metric:
-    """Return the metric: Monte-Carlo standard error, to first order, of sqrt(mean of the spread `name` over tasks)."""
+    """Return the metric: first-order Monte-Carlo standard error of sqrt(mean of the spread `name` over tasks)."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         error, mean = _pooled(spread, name), _mean(spread, name)
@@ -64,7 +68,7 @@ def _rms_error(name: str) -> Metric:
 
 
 def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
-    """Return the metric {site: function(mean over tasks of the spread `name` of the site)}; None for a single site."""
+    """Return the metric {site: function(mean over tasks)} of the spread `name` of each site; None for a single site."""
 
     def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
         sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
@@ -79,7 +83,7 @@ def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
 
 
 def _collapsed(name: str) -> Metric:
-    """Return the metric: whether the mutual information `name`, averaged over tasks, is below 0.05 nats."""
+    """Return the metric: whether the mean over tasks of the mutual information `name` is below 0.05 nats."""
 
     def metric(spread: Mapping[str, Tensor]) -> bool | None:
         information = _mean(spread, name)
@@ -125,18 +129,22 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
     """Compute all metrics of collapse from the spreads of T tasks, as Python numbers.
 
+    "rms" stands for root mean square. The test posterior is the posterior at test time.
+
     Args:
         spread: spreads by name, [T] or [T, weights].
 
     Returns:
-        Metrics by name; None for a metric whose spread is missing. Among them are:
-        prior_information, posterior_information: mutual information of label and weights, summed over the queries of
-            a task, in nats per task, under the prior and under the posterior at test time.
-        collapsed, posterior_collapsed: whether prior_information and posterior_information are below 0.05 nats.
-        relative_sd: root mean square (rms) sd of the prior, divided by the rms of its mean.
-        sd_ratio: rms sd of the posterior at test time, divided by the rms sd of the exact posterior.
-        training_sd_ratio: sd_ratio of the training posterior, if this posterior depends on the query labels.
-        NAME_monte_carlo_error: standard error of NAME due to draws of w, not due to the choice of tasks.
-        kl_by_site, posterior_sd_by_site: values by name of the latent site, if there are several.
+        Metrics by name; None for a metric without its spread. Among them are:
+        prior_information: mutual information of label and weights under the prior, in nats per task, summed over the
+            queries of a task.
+        posterior_information: the same sum under the test posterior.
+        collapsed: whether prior_information is below 0.05 nats.
+        posterior_collapsed: whether posterior_information is below 0.05 nats.
+        relative_sd: rms sd of the prior, divided by the rms mean of the prior.
+        sd_ratio: rms sd of the test posterior, divided by the rms sd of the exact posterior.
+        training_sd_ratio: sd_ratio of the training posterior, if the training posterior depends on query labels.
+        NAME_monte_carlo_error: standard error of NAME due to draws of w, without the variation between tasks.
+        kl_by_site, posterior_sd_by_site: values by latent site, if there are several sites.
     """
     return {name: metric(spread) for name, metric in METRICS.items()}

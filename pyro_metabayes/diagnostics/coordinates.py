@@ -1,4 +1,4 @@
-"""Changes of variables for NUTS: in the new variables the prior of a latent has about unit scale."""
+"""Changes of variables for NUTS, such that the prior has about unit scale in the new variables."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Coordinates(Protocol):
-    """Interface of a change of variables from real coordinates z, one tensor per latent site, to the latent w."""
+    """Interface of a change of variables from real coordinates z to the latent w; z has one tensor per latent site."""
 
     def random(self) -> dict[str, Tensor]:
-        """Draw standard normal z, the starting point of a chain: for each site [T, *shape of the site] for T tasks."""
+        """Draw standard normal z, the start of a chain: [T, *shape of the site] per site, for T tasks."""
 
     def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """Return w at z and log |det dw / dz| [..., T] up to a constant.
+        """Return w [..., T, *W] at z, and log |det dw / dz| [..., T] up to a constant.
 
-        For T tasks, w is [..., T, *W], where *W is its shape in one task.
+        T is the number of tasks, and *W the shape of w in one task.
         """
 
 
 class Standardised:
-    """The change of variables w = mean + sd z with the moments of the prior, for a latent of one real site.
+    """The change of variables w = mean + sd z, with mean and sd of the prior, for a latent of one real site.
 
     Args:
         prior: the prior of w.
@@ -45,7 +45,7 @@ class Standardised:
         self.loc, self.scale = moments.mean, moments.variance.sqrt()
         if not self.scale.isfinite().all():
             raise UsageError(
-                "expected a prior with finite variances for sampling its posterior by NUTS, got "
+                "expected a prior with finite variances for NUTS, got "
                 f"{type(innermost(prior)).__name__} with infinite variances; use another prior"
             )
 
@@ -57,11 +57,11 @@ class Standardised:
 
 
 class SiteBySite:
-    """Non-centred parametrisation of a latent of several sites, or of a site that is not real.
+    """Non-centred parametrisation of a latent with several sites, or with a site that is not real.
 
-    A site whose support is the real numbers is mean + sd z, with the moments of its prior given the earlier sites. For
-    other sites, and for real sites without finite moments in closed form, torch's bijection from the real numbers to
-    the support is used (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
+    A real site is mean + sd z, with mean and sd of the prior of the site given the earlier sites. Any other site is a
+    bijection of z from the real numbers to the support (torch's `biject_to`). The bijection also serves a real site
+    without finite moments in closed form. (Papaspiliopoulos, Roberts and Sköld 2007.)
     """
 
     def __init__(self, prior: TorchDistribution) -> None:
@@ -90,7 +90,7 @@ def coordinates_of(prior: TorchDistribution) -> Coordinates:
 
 
 def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the value of a site at z, and the log determinant per task of its derivative with respect to z."""
+    """Return the value of a site at z, and log |det| per task of the derivative of the value with respect to z."""
     if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
         mean, scale = moments
         return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))
@@ -100,7 +100,7 @@ def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor
 
 
 def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | None:
-    """Return mean and standard deviation of a distribution; None if they have no closed form or are not finite."""
+    """Return mean and standard deviation of a distribution; None if one has no closed form or is not finite."""
     try:
         mean, scale = distribution.mean, distribution.variance.sqrt()
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Classification of functions, given by values on a grid, as sines or straight lines."""
+"""Classification of functions as sines or straight lines, from values on a grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
     """Fit a sine and a straight line to each function by least squares, and return the mean squared residuals.
 
-    A sine is a sin x + b cos x = A sin(x - phase), and a line is a x + b. Each has two parameters.
+        sine: a sin x + b cos x = A sin(x - phase)
+        line: a x + b
 
     Args:
         x: [G], the grid of G points.
@@ -27,5 +28,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """Return, for each function y on the grid x, 0 if a sine fits it best, and 1 if a straight line fits it best."""
+    """Return the better fit of each function y on the grid x: 0 for a sine, 1 for a straight line."""
     return residuals_of_families(x, y).argmin(-1)

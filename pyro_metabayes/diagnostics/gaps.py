@@ -1,9 +1,10 @@
 """Decomposition of the ELBO gap into the approximation gap of the family and the amortization gap of the guide.
 
     log p(y) - ELBO(q) = KL(q, p(w | y)) = approximation gap + amortization gap
-    approximation gap = log p(y) - ELBO(q*),   amortization gap = ELBO(q*) - ELBO(q),
+    approximation gap  = log p(y) - ELBO(q*)
+    amortization gap   = ELBO(q*) - ELBO(q)
 
-with q* the member of q's family that maximises the ELBO of the single task.
+where q* is the member of the variational family of q with the largest ELBO of the single task.
 (Cremer, Li and Duvenaud 2018, arXiv 1801.03558.)
 """
 
@@ -30,26 +31,25 @@ def check_density(q: TorchDistribution) -> None:
     """Raise a UsageError if q is a point estimate, which has no density."""
     if not has_density(q):
         raise UsageError(
-            "expected a posterior with a density, since the gaps of the ELBO need one, got a point estimate; "
-            "use another guide"
+            "expected a posterior with a density for the gaps of the ELBO, got a point estimate; use another guide"
         )
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """ELBO gaps of an approximate posterior q for T tasks, and the estimates from which they follow.
+    """Estimates of evidence and ELBO for T tasks, from which the gaps of an approximate posterior q follow.
 
     q* is the member of the family of q with the largest ELBO. "NUTS draws" are draws of the exact posterior by NUTS.
-    All attributes are [T], in nats per task, unless stated otherwise.
+    All attributes are [T], in nats per task, if nothing else is stated.
 
     Attributes:
         evidence: log p(y) by bridge sampling between the NUTS draws and q*.
         evidence_error: Monte-Carlo standard error of evidence.
         elbo: ELBO of q.
         best_elbo: ELBO of q*.
-        kl_from_gold: KL(p(w | y), q) from the NUTS draws. (KL(q, p(w | y)) is the sum of the two gaps.)
-        bounds: [number of COUNTS, T], importance-weighted bounds from q with 1, 10, 100, ... draws (COUNTS).
-        best_bounds: importance-weighted bounds from q*.
+        kl_from_gold: KL(p(w | y), q), estimated from the NUTS draws.
+        bounds: [COUNTS, T], importance-weighted bounds from 1, 10, 100, ... draws of q (the numbers in COUNTS).
+        best_bounds: [COUNTS, T], importance-weighted bounds from draws of q*.
         pareto_k: Pareto k of the importance weights of q, without unit.
         best_pareto_k: Pareto k of the importance weights of q*.
         sd_ratio: root mean square sd of w under q, divided by the root mean square sd of the NUTS draws.
@@ -82,7 +82,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
     Args:
         target: the unnormalised posterior of T tasks.
         q: the approximate posterior of the guide, batch [T].
-        best: q*, the member of the family of q with the largest ELBO, batch [T].
+        best: the member q* of the family of q with the largest ELBO, batch [T].
         gold: draws of the exact posterior by NUTS.
         num_samples: draws of q and of q* per task.
     """
@@ -107,7 +107,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
 
 
 def _log_weights(target: Target, proposal: TorchDistribution, num_samples: int) -> Tensor:
-    """Compute log p(w, y) - log g(w) per draw and task [L, T] at draws w of the proposal g, in chunks."""
+    """Compute log p(w, y) - log g(w) [L, T] for L draws w from the proposal g and T tasks, in chunks of draws."""
     parts = []
     for start in range(0, num_samples, CHUNK):
         w = proposal.sample(torch.Size((min(CHUNK, num_samples - start),)))

@@ -1,8 +1,7 @@
 """Gold posteriors: draws by NUTS from the exact posterior of single tasks in the trained generative model.
 
-There are two targets. p(w | support) gives the exact inductive predictions of the model: if the data come from the
-model, no guide for the same model and prior predicts better on average. p(w | support and query) is the distribution
-that a training posterior approximates; its query predictions must not be evaluated. (NUTS: Hoffman and Gelman 2014.)
+There are two targets. p(w | support) gives the exact inductive predictions of the model. p(w | support and query) is
+the target of a training posterior; do not evaluate its query predictions. (NUTS: Hoffman and Gelman 2014.)
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class Target:
     Args:
         model: the prior and the likelihood.
         episodes: the tasks, with features as inputs.
-        labels: whose labels y_i enter the sum: "support", "query" or "all". A prior that is conditional on the support
-            set (`model.given_support`) already contains the support labels, so the sum leaves them out.
+        labels: the labels y_i in the sum: "support", "query" or "all". The sum leaves out the support labels if the
+            prior is conditional on the support set (`model.given_support`).
 
     Raises:
         UsageError: `labels` has another value, or the prior has no density.
@@ -40,16 +39,15 @@ class Target:
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
         if labels not in OBSERVE:
-            raise UsageError(f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'")
+            raise UsageError(
+                f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'; change labels"
+            )
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():
             self.prior: TorchDistribution = model.prior(self.observed)
         if not has_density(self.prior):
-            raise UsageError(
-                "expected a run whose prior has a density, since NUTS samples its posterior, got a flat prior; use a "
-                "run with another prior"
-            )
+            raise UsageError("expected a prior with a density for NUTS, got a flat prior; use a run with another prior")
         observed_labels: str | None = labels
         if model.given_support and labels != "query":
             observed_labels = "query" if labels == "all" else None
@@ -61,12 +59,12 @@ class Target:
 
     @cached_property
     def loc(self) -> Tensor:
-        """Mean of the prior of each of T tasks, [T, *W], where *W is the shape of w."""
+        """Prior mean of each of T tasks, [T, *W], where *W is the shape of w."""
         return moments_of(self.prior).mean
 
     @cached_property
     def scale(self) -> Tensor:
-        """Standard deviation of the prior of each of T tasks, [T, *W], where *W is the shape of w."""
+        """Prior standard deviation of each of T tasks, [T, *W], where *W is the shape of w."""
         return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
@@ -74,18 +72,18 @@ class Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """Compute log p(y | w) of T tasks [..., T], in nats, for w [..., T, *W] of shape *W each; 0 without labels."""
+        """Compute log p(y | w) [..., T] of T tasks in nats, for w [..., T, *W]; 0 without labels."""
         if self.points is None:
             return w.new_zeros(w.shape[: w.dim() - self.event_dim])
         x, y, mask = self.points
         return (self.model.likelihood(w, x, self.observed).log_prob(y) * mask).sum(-1)
 
     def log_joint(self, w: Tensor) -> Tensor:
-        """Compute log p(w) + log p(y | w) of T tasks [..., T], in nats, for w [..., T, *W] of shape *W each."""
+        """Compute log p(w) + log p(y | w) [..., T] of T tasks in nats, for w [..., T, *W]."""
         return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
-        """Compute the log density per task [..., T] of the coordinates z in which NUTS runs, up to a constant."""
+        """Compute the log density [..., T] of the coordinates z of NUTS for T tasks, up to a constant."""
         w, log_det = self.coordinates.latent(z)
         return self.log_joint(w) + log_det
 
@@ -98,8 +96,8 @@ class NutsSettings:
         warmup: number of warm-up steps per chain.
         draws: number of draws per chain.
         chains: number of chains per task.
-        together: number of tasks whose weights are sampled jointly, in one chain.
-        target_accept: acceptance probability at which the adaptation of the step size aims.
+        together: number of tasks per chain; their weights are sampled jointly.
+        target_accept: target acceptance probability of the step-size adaptation.
         max_tree_depth: largest depth of the trajectory tree.
     """
 
@@ -113,7 +111,7 @@ class NutsSettings:
     def __post_init__(self) -> None:
         if min(self.warmup, self.chains, self.together, self.max_tree_depth) < 1 or self.draws < 4:
             raise UsageError(
-                f"expected warmup, chains, together, max_tree_depth >= 1, draws >= 4, got {self}; change the settings"
+                f"expected warmup, chains, together, max_tree_depth >= 1 and draws >= 4, got {self}; change settings"
             )
 
 
@@ -123,11 +121,11 @@ class Gold:
 
     Attributes:
         w: [L, T, *W], the L draws of all chains; *W is the shape of w.
-        r_hat: [T], largest rank-normalised split R-hat of the weights and the log joint density of a task.
+        r_hat: [T], largest rank-normalised split R-hat over the weights and the log joint density.
         ess: [T], bulk effective sample size of the log joint density.
-        least_ess: [T], smallest bulk effective sample size of the weights.
-        least_tail_ess: [T], smallest tail effective sample size of the weights and the log joint density.
-        divergences: [T], number of divergent transitions over all chains; tasks of one chain have the same number.
+        least_ess: [T], smallest bulk effective sample size over the weights.
+        least_tail_ess: [T], smallest tail effective sample size over the weights and the log joint density.
+        divergences: [T], number of divergent transitions over all chains; equal for tasks of the same chain.
     """
 
     w: Tensor
@@ -147,8 +145,8 @@ class Gold:
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     """Draw w from the exact posterior of each task by NUTS.
 
-    NUTS runs on z = (w - mean) / sd, with the moments of the prior, since z has unit scale under the prior. For several
-    sites, and for sites that are not real, `coordinates_of` defines z. Without labels, w is drawn from the prior.
+    NUTS samples z = (w - mean) / sd, where mean and sd are those of the prior. For a latent with several sites, or a
+    site that is not real, `coordinates_of` defines z. Without labels, w is drawn from the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -166,7 +164,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """Run one chain of NUTS; return draws of w, [draws, tasks, shape of w], and the number of divergences."""
+    """Run one chain of NUTS; return draws of w [draws, tasks, *shape of w] and the number of divergences."""
 
     def potential(z: dict[str, Tensor]) -> Tensor:
         return -target.log_joint_at(z).sum()
@@ -186,7 +184,7 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
-    """Compute convergence diagnostics of draws [chains, L, T, *W]: L draws per chain of w, of shape *W, for T tasks."""
+    """Compute convergence diagnostics of draws [chains, L, T, *W] (L draws per chain, T tasks, *W the shape of w)."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
     ess = bulk_size(scalars)

@@ -1,13 +1,14 @@
 """Mutual information of the weights and the query set, and the generalisation gap to another query set.
 
-I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. The KL term of
-the ELBO bounds this information: for every prior p(w) the mean of KL(q, p) over tasks is at least I_q, with equality if
-the prior is the aggregate posterior, i.e. the mean of q over tasks. The generalisation gap compares the loss on d with
-that on another query set b of the same task,
+I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. For every prior
+p(w), the mean of KL(q, p) over tasks is at least I_q. Equality holds if p is the aggregate posterior, i.e. the mean of
+q over tasks. The generalisation gap compares the loss on d with the loss on another query set b of the same task:
 
-    gen = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)],    L(w) the mean of -log p(y_i | x_i, w) over n queries,
+    gap = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)]
+    L(w) = mean of -log p(y_i | x_i, w) over n queries
+    |gap| <= sqrt(2 sigma^2 I_q / n)
 
-and |gen| <= sqrt(2 sigma^2 I_q / n) for queries drawn independently, with losses that are sigma-subgaussian.
+The inequality holds for independent queries and sigma-subgaussian losses.
 (Xu and Raginsky 2017; Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020.)
 """
 
@@ -33,19 +34,19 @@ from pyro_metabayes.prediction.moments import draws_of, kl_from_draws, pooled_er
 
 @runtime_checkable
 class HasLossRange(Protocol):
-    """Interface of a model that knows the range of its loss."""
+    """Interface of a model with a known range of the loss."""
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Return the largest minus the smallest value of -log p(y | x, w) over all w, x, y, in nats; None: infinite."""
+        """Return the maximum minus the minimum of -log p(y | x, w) over w, x and y, in nats; None: infinite."""
 
 
 UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
 
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
-    """Split the queries of each task into two query sets: the 1st, 3rd, 5th, ... query, and the others.
+    """Split the queries of each task into two query sets: the 1st, 3rd, 5th, ... query, and the other queries.
 
-    Sampled tasks order their queries by class, so both query sets have similar class counts.
+    Sampled tasks have queries in the order of the classes, so both query sets have similar class counts.
     """
     return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
 
@@ -56,26 +57,26 @@ def _loss_range(model: object, observed: Observed) -> Tensor | None:
 
 @torch.no_grad()
 def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Any] | None:
-    """Estimate bounds on I_q(w; d), the mutual information of weights and query set, and the generalisation gap.
+    """Estimate bounds on the mutual information I_q(w; d) of weights and query set, and the generalisation gap.
 
-    The queries of each task are split into two query sets d and b. q is training_posterior, which is part of the ELBO.
+    The queries of each task are split into two query sets d and b. q is the training posterior.
 
     Returns:
-        None for a point estimate, otherwise values by name:
-        prior: mean KL of q to the prior in nats per task, None for a flat prior.
-        refitted_prior: mean KL in nats of q to a Gaussian that is fitted to the posteriors of other tasks: for each
-            half of the tasks, it has the moments of the aggregate posterior of the other half.
-        other_tasks: mean of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')) in nats, at least the KL of q_t to
-            the mixture of the posteriors of the other tasks. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
-        second_set: mean KL(q(w | d), q(w | b)) in nats, a bound on I_q(w; d | t), the information beyond the task and
-            its support set, which suffices for the bound on the gap.
-        least: the smallest of these four upper bounds.
-        below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t) in nats, from one draw w_t
-            per task; at most log T. (Poole et al. 2019)
-        monte_carlo_error: standard errors of `prior` and `second_set`, None for closed forms.
+        None for a point estimate, otherwise values by name. The first four are upper bounds in nats per task:
+        prior: mean KL of q to the prior; None for a flat prior.
+        refitted_prior: mean KL of q to a Gaussian. The Gaussian for one half of the tasks has the moments of the
+            aggregate posterior of the other half.
+        other_tasks: mean over t of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')). This is at least the KL of
+            q_t to the mixture of the other posteriors. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
+        second_set: mean KL(q(w | d), q(w | b)). This bounds I_q(w; d | t), the information beyond task t. A bound on
+            I_q(w; d | t) suffices for the bound on the gap.
+        least: the smallest of the four upper bounds.
+        below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t), from one draw w_t per task.
+            In nats, at most log T. (Poole et al. 2019)
+        monte_carlo_error: standard errors of `prior` and `second_set`; None for closed forms.
         gap: {mean, ci95} over tasks of the loss on b minus the loss on d, in nats per query.
-        sigma: half the range of the loss (Hoeffding), None for an unbounded loss.
-        queries: n, the smallest number of queries in d of a task.
+        sigma: half the range of the loss (Hoeffding); None for an unbounded loss.
+        queries: n, the smallest number of queries in d over tasks.
         bound: sqrt(2 sigma^2 least / n), an upper bound on |gap|.
         tightness: |gap| / bound.
     """
@@ -98,7 +99,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
-    """Compute the values gap, second_set and prior of `information` per task [T], and errors of KLs from draws."""
+    """Compute gap, second_set and prior of `information` per task [T]; a KL from draws also has an error [T]."""
     w = draws_of(q, num_samples)
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
@@ -117,7 +118,7 @@ def _loss(learner: MetaLearner, episodes: Episodes, w: Tensor) -> Tensor:
 
 
 def _moments(q: TorchDistribution) -> dict[str, Tensor]:
-    """Return mean, variance and one draw of the weights per task in float64; {} if q is not a factorised Gaussian."""
+    """Return mean, variance and one draw of the weights per task; {} if q is not a factorised Gaussian."""
     if not isinstance(innermost(q), Normal):
         return {}
     return {
@@ -153,9 +154,9 @@ def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) 
 
 
 def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
-    """Compute the mean KL of q to a Gaussian fitted to the aggregate posterior of the other half of the tasks.
+    """Compute the mean KL of q to a Gaussian with the moments of the aggregate posterior of the other half of tasks.
 
-    The variance of this Gaussian is the sum of the variances within and between tasks.
+    The variance of the Gaussian is the sum of the variances within and between tasks.
     """
     total = 0.0
     for own, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
@@ -166,7 +167,7 @@ def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
 
 
 def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
-    """Compute `other_tasks` of `information` from KL(q_t, q_t') of all pairs of tasks, by two matrix products."""
+    """Compute `other_tasks` of `information` from KL(q_t, q_t') of all pairs of tasks."""
     precision = 1 / variance
     square = (variance + mean.square()) @ precision.mT - 2 * mean @ (mean * precision).mT
     square = square + (mean.square() * precision).sum(1)
@@ -177,7 +178,7 @@ def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
 
 
 def _below(mean: Tensor, variance: Tensor, draw: Tensor) -> float:
-    """Compute the lower bound `below` of `information` over T tasks t, from one draw w_t ~ q_t per task."""
+    """Compute the lower bound `below` of `information` from one draw w_t ~ q_t per task t."""
     precision = 1 / variance
     square = draw.square() @ precision.mT - 2 * draw @ (mean * precision).mT + (mean.square() * precision).sum(1)
     log_density = -0.5 * (square + variance.log().sum(1))  # [draw of t, density of t'], up to a constant

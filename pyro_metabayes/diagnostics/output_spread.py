@@ -22,18 +22,17 @@ from pyro_metabayes.seeding import restored_noise
 def output_spread(drawn: Drawn, mask: Tensor) -> Spread:
     """Measure the variation of the predictions over L draws of w, one value per task [T].
 
-    Draws of a Latin square (distributions/latin_square.py) are not independent, which changes two estimates. First, the
-    mean of these draws has no error of first order, so a variance is divided by L, not by L - 1. Second, the C rows of
-    w for C classes, and the two draws of an antithetic pair, share noise. Therefore the squared error of `information`
-    is multiplied by 2 C, which gives an upper bound.
+    The L draws may form a Latin square (distributions/latin_square.py). Such draws are dependent, which changes two
+    estimates. Variances are divided by L instead of L - 1, because the mean of the draws has no first-order error. The
+    squared error of `information` is multiplied by 2 C for C classes, which gives an upper bound.
 
     Args:
         drawn: the likelihood under the draws of w, batch [L, T, Q], and how the draws share noise.
         mask: [T, Q], False for queries that are left out.
 
     Returns:
-        Tensors [T] by name, for each spread that the family of the likelihood defines: its mean over the queries,
-            except for information, which is summed over the queries.
+        Tensors [T] by name, for each spread that the likelihood defines. `information` is the sum over the queries,
+            any other spread the mean over the queries.
     """
     family: Any = innermost(drawn.likelihood)
     return _of_tasks(registered(family).spread(family), drawn.square, mask)
@@ -49,7 +48,7 @@ def _of_tasks(values: dict[str, Tensor], square: LatinSquare | None, mask: Tenso
 
 
 def _factors(square: LatinSquare) -> dict[str, float]:
-    """Return the factors, by name, that correct estimates for independent draws if the draws are a Latin square."""
+    """Return the factors, by name, that correct the estimates of `output_spread` for draws of a Latin square."""
     of_mean = (square.num_samples - 1) / square.num_samples
     error = of_mean * (2 * square.num_rows) ** 0.5
     return {"logit_variance": of_mean, "information": of_mean, "information_error": error}
@@ -71,11 +70,10 @@ def posterior_outputs(
         q: the posterior over w, batch [T].
         num_samples: number of draws of w; at least 2 are taken.
         square: the Latin square from which `draws` was computed; None: `draws` is ignored.
-        draws: predictions under earlier draws of q, which are reused; None: new draws are taken.
+        draws: predictions under earlier draws of q, to be reused; None: new draws are taken.
 
     Returns:
-        Tensors [T] of `output_spread` with the prefix posterior_, such as posterior_logit_variance; {} for a point
-        estimate.
+        Tensors [T] of `output_spread` with the prefix posterior_; {} for a point estimate.
     """
     if not has_density(q):
         return {}

@@ -1,7 +1,7 @@
 """Posterior predictive checks: compare labels drawn from the model with observed labels.
 
-pyro.infer.Predictive is called with an Observed, i.e. tasks without query labels. Called with Episodes, which have
-them, Predictive would return the observed query labels as predictions, and every check would pass.
+Pass Predictive an Observed (tasks without query labels), not Episodes (tasks with query labels). With Episodes,
+Predictive returns the observed query labels as predictions, and every check passes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TIE = 1e-6  # nats; rounding error of float32 for equal labels
 
 @dataclass(frozen=True)
 class Draws:
-    """L samples of w from the prior or the posterior of T tasks, and query labels drawn given each sample.
+    """L draws of w from the prior or the posterior of T tasks, and query labels drawn given each draw of w.
 
     Attributes:
         w: [L, T, *W]; *W is the shape of w.
-        y: [L, T, Q], or [L, T, Q, Y] for labels of Y numbers.
-        sites: the samples of w by latent site: "w", or the sites of a Joint.
+        y: [L, T, Q] for Q queries, or [L, T, Q, Y] for labels of Y numbers.
+        sites: the draws by latent site; the only site is "w" if the latent is not a Joint.
     """
 
     w: Tensor
@@ -62,7 +62,7 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """In a with block, let the model condition on "query", "support" or "all" labels (model.observe)."""
+    """Context manager: set model.observe, the labels on which the model conditions ("query", "support" or "all")."""
     previous, model.observe = model.observe, labels
     try:
         yield
@@ -76,7 +76,7 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
     q is guide.posterior, which does not depend on query labels. A conditional prior depends on the support set.
     """
     if num_samples < 1:
-        raise UsageError(f"expected num_samples >= 1, got {num_samples}; pass a larger number")
+        raise UsageError(f"expected num_samples >= 1, got {num_samples}; pass a larger num_samples")
     episodes = learner.featured(episodes)
     observed = episodes.observed()
     with observing(learner.model, "query"):
@@ -88,9 +88,10 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 
 
 class _Posterior(Messenger):
-    """Effect handler that draws the latent sites from the given posterior instead of the prior of the model.
+    """Effect handler that draws the latent sites from a posterior instead of the prior of the model.
 
-    It replaces the argument `guide` of Predictive, which would first sample the prior and fail if the prior is flat.
+    It replaces the argument `guide` of Predictive. With a guide, Predictive samples the prior first, and a flat prior
+    cannot be sampled.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:
@@ -109,22 +110,19 @@ class _Posterior(Messenger):
 
 
 def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: bool = False) -> Draws:
-    """Draw w from the posterior, or with prior=True from the prior, and query labels given w.
+    """Draw w from the posterior or the prior, and query labels given w.
 
     Args:
-        learner: its `model.observe` must be "query".
+        learner: a learner with `model.observe` set to "query".
         observed: T tasks with features as inputs.
         num_samples: number of draws.
-        prior: whether w is drawn from the prior.
+        prior: True: draw w from the prior; False: from the posterior.
 
     Raises:
-        UsageError: the tasks are Episodes, whose labels would be returned as predictions.
+        UsageError: the tasks are Episodes.
     """
     if isinstance(observed, Episodes):
-        raise UsageError(
-            "expected tasks of type Observed, got Episodes, whose query labels would be returned as predictions; "
-            "pass episodes.observed()"
-        )
+        raise UsageError("expected tasks without query labels (Observed), got Episodes; pass episodes.observed()")
 
     def program(data: Observed) -> None:
         with nullcontext() if prior else _Posterior(learner.guide.posterior(data)):
@@ -138,7 +136,7 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Values of a discrepancy d(y) of T tasks, for replicated and for observed labels.
+    """Values of a discrepancy d(y) for replicated and for observed labels of T tasks.
 
     Attributes:
         replicated: d(y_rep) [R, T], for R draws y_rep of the labels from the model.
@@ -150,7 +148,7 @@ class Discrepancy:
 
     @property
     def p_values(self) -> Tensor:
-        """P(d(y_rep) > d(y)) per task [T], ties counted half; near 0 or 1 if replicated and observed labels differ."""
+        """P(d(y_rep) > d(y)) per task [T], ties counted half; values near 0 or 1 show a misfit of the model."""
         difference = self.replicated - self.observed
         equal = difference.abs() <= TIE
         return torch.where(equal, 0.5, (difference > 0).to(difference.dtype)).mean(0)
@@ -158,24 +156,23 @@ class Discrepancy:
 
 @torch.no_grad()
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
-    """Compute NLL and joint log score of the observed labels y and of replicated labels y_rep, drawn from the model.
+    """Compute two discrepancies, nll and joint_nll, of the observed labels y and of labels y_rep from the model.
 
-    These are discrepancies for posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w
-    score the labels, and the labels of the other draws are the replicates. If replicated labels were scored under the
-    same draw of w from which they were drawn, they would look too likely, and the p-value of a true model would not be
-    uniform.
+    They serve posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w score all labels. The
+    labels of the other draws are the replicates y_rep. Replicates must not be scored by the draws from which they come:
+    they would look too likely, and p-values of a true model would not be uniform.
 
     Args:
         learner: the learner whose model has the likelihood.
         observed: T tasks with features as inputs and Q queries each.
-        draws: 2 L draws of w, or 2 L + 1, and the labels drawn under each.
+        draws: 2 L or 2 L + 1 draws of w, and the labels drawn given each.
         query_y: the observed labels y.
 
     Returns:
-        nll: -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. It is larger for y than for y_rep if the model is
-            overconfident (p-value near 0), and smaller if the model is underconfident (p-value near 1).
-        joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l) in nats, for all labels of a task jointly. As an
-            estimate of the joint NLL it is too large.
+        nll: -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. The p-value is near 0 if the model is
+            overconfident, and near 1 if the model is underconfident.
+        joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l) in nats, for all labels of a task jointly. This
+            overestimates the joint NLL.
     """
     half = len(draws.w) // 2
     likelihood = learner.model.likelihood(draws.w[:half], observed.query_x, observed)
@@ -187,7 +184,7 @@ def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_
 
 
 def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Compute nll and joint_nll per task of labels y under the mixture over draws of w (first axis of `likelihood`)."""
+    """Compute nll and joint_nll of labels y per task; the first axis of `likelihood` runs over draws of w."""
     log_prob = likelihood.log_prob(y)
     joint = log_mean_exp((log_prob * mask).sum(-1)) / mask.sum(-1).clamp(min=1)
     return {"nll": -masked_mean(log_mean_exp(log_prob), mask), "joint_nll": -joint}

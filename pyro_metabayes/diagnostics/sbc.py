@@ -1,7 +1,7 @@
-"""Simulation-based calibration: a test whether the posterior is exact on average over tasks simulated by the model.
+"""Simulation-based calibration: a test of the posterior on tasks that the model simulates.
 
-Draw w ~ p(w), labels y ~ p(y | x, w), and L samples w_l from the posterior given y. If the posterior is exact, the rank
-of f(w, y) among f(w_1, y), ..., f(w_L, y) is uniform on 0, ..., L for every scalar function f.
+Draw w ~ p(w), labels y ~ p(y | x, w), and w_1, ..., w_L from the posterior given y. If the posterior is exact, the rank
+of f(w, y) among f(w_1, y), ..., f(w_L, y) is uniform on 0, ..., L, for every scalar function f.
 (Talts et al. 2018, arXiv 1804.06788; Modrak et al. 2023 on the choice of f.)
 """
 
@@ -26,7 +26,7 @@ SIMULATIONS = 10_000  # draws of the null distribution of the test statistic
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of K scalars in T simulated tasks: the names of the scalars, and ranks [K, T] from 0 to num_draws."""
+    """Names of K scalars, and their ranks [K, T] from 0 to num_draws in T simulated tasks."""
 
     names: list[str]
     values: Tensor
@@ -41,22 +41,22 @@ def sbc_ranks(
     training: bool = False,
     truth: KnownTruth | None = None,
 ) -> Ranks:
-    """Draw weights and labels from the model at the inputs of `episodes`, and rank the weights among posterior draws.
+    """Draw weights and labels from the model, and rank scalars of the weights among draws of the posterior.
 
-    The ranked scalars are at most eight weights, and the log-likelihood of the labels that the posterior is given.
-    A posterior that ignores the labels has uniform ranks for the weights, but not for the log-likelihood.
+    The scalars are at most eight weights, and the log-likelihood of the labels that the posterior is given. Only the
+    log-likelihood detects a posterior that ignores the labels.
 
     Args:
         learner: the learner to check.
-        episodes: T tasks, whose inputs are used.
-        num_draws: L, draws of the posterior per task.
-        training: True: check training_posterior, given the labels that the model observes. False: check `posterior`,
+        episodes: T tasks; only their inputs are used.
+        num_draws: number L of draws of the posterior per task.
+        training: True: check `training_posterior`, given the labels that the model observes. False: check `posterior`,
             given the support set.
-        truth: a simulator from whose prior w is drawn; None: the learned prior. With the learned prior, and a model
-            that is conditional on the support set (`model.given_support`), the support labels are not redrawn.
+        truth: simulator with the prior of w; None: the learned prior. Under a learned prior that is conditional on the
+            support set (`model.given_support`), the support labels are not redrawn.
 
     Raises:
-        UsageError: the posterior or the prior has no density, or the simulator has another latent.
+        UsageError: the posterior or the prior has no density, or the simulator has another shape of w.
     """
     episodes = learner.featured(episodes)
     w, simulated = simulate(learner, episodes, truth)
@@ -78,15 +78,15 @@ def sbc_ranks(
 
 
 def _rank(scalar: Tensor) -> Tensor:
-    """Compute the rank [T] of scalar[0] among the draws scalar[1:] for T tasks; ties are broken at random."""
+    """Compute the rank [T] of scalar[0] among the draws scalar[1:] per task; ties are broken at random."""
     below, equal = (scalar[1:] < scalar[0]).sum(0), (scalar[1:] == scalar[0]).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """Draw w per task from the prior; return w and the tasks with labels drawn given w.
+    """Draw w per task from the prior; return w, and the tasks with labels drawn given w.
 
-    The prior is that of the simulator `truth`; truth=None: the learned prior.
+    The prior is the prior of the simulator `truth`, or the learned prior if truth is None.
     """
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
@@ -94,7 +94,7 @@ def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None)
         p = truth.truth(_without_support(observed))
         if p.event_shape != (shape := model.event_shape(observed)):
             raise UsageError(
-                f"expected a simulator whose weights have the shape of the model's weights, {list(shape)}, got shape "
+                f"expected a simulator with weights of shape {list(shape)}, as in the model, got shape "
                 f"{list(p.event_shape)}; use prior=learned"
             )
     elif not has_density(p):
@@ -121,12 +121,12 @@ class Uniformity:
     """Result of a test whether the ranks of K scalars among L posterior draws are uniform.
 
     Attributes:
-        p_values: [K], one for each scalar.
+        p_values: [K], one p-value per scalar.
         difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at the ranks r = 0, ..., L - 1.
-        lower, upper: [L], simultaneous band: if the ranks are uniform, the difference leaves it with probability
+        lower, upper: [L], simultaneous band. If the ranks are uniform, a difference leaves the band with probability
             `rate`.
         rate: error rate of the test.
-        flagged: whether any of the K scalars has p < rate / K; for an exact posterior this has probability at most
+        flagged: whether one of the K scalars has p < rate / K. An exact posterior is flagged with probability at most
             `rate`.
     """
 
@@ -142,11 +142,11 @@ class Uniformity:
 
 
 def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
-    """Test whether ranks are uniform by their empirical CDF F, with simultaneous bands.
+    """Test whether ranks are uniform, from their empirical CDF F, with a simultaneous band.
 
-    For T uniform ranks from 0 to L, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each rank r < L. The test statistic is the
-    smallest two-sided binomial probability over r. Its null distribution is simulated. The band contains the curves F
-    whose statistic is above the `rate` quantile of the null distribution.
+    T uniform ranks from 0 to L have T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each rank r < L. The test statistic is the
+    smallest two-sided binomial probability over r. The null distribution of the statistic is simulated. The band
+    contains the curves F with a statistic above the `rate` quantile of the null distribution.
     (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; here F is evaluated at r = 0, ..., L - 1.)
 
     Args:
@@ -168,7 +168,7 @@ def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
 
 
 def _tails(num_tasks: int, share: Tensor) -> Tensor:
-    """Compute 2 min(P(X <= n), P(X >= n)) for X ~ Bin(T, p), for each p in `share` and n = 0, ..., T = num_tasks."""
+    """Compute 2 min(P(X <= n), P(X >= n)) for X ~ Bin(num_tasks, p), per p in `share` and n = 0, ..., num_tasks."""
     n = torch.arange(num_tasks + 1, dtype=torch.double)
     choose = (
         torch.lgamma(torch.tensor(num_tasks + 1.0).double()) - torch.lgamma(n + 1) - torch.lgamma(num_tasks - n + 1)
@@ -179,12 +179,12 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """Compute the test statistic of `uniformity` per empirical CDF F, from T F(r) [curves, ranks r] for T tasks."""
+    """Compute the test statistic of `uniformity` per curve, from the counts T F(r) [curves, ranks r]."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """Simulate SIMULATIONS curves T F(r) [curves, ranks r]; F is the empirical CDF of T = num_tasks uniform ranks."""
+    """Simulate counts T F(r) [curves, ranks r], with F the empirical CDF of T = num_tasks uniform ranks."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):

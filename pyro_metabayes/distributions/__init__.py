@@ -1,1 +1,1 @@
-"""Distributions of the latent variable of a task that torch and Pyro do not have."""
+"""Distributions of the latent variable of a task, in addition to those of torch and Pyro."""

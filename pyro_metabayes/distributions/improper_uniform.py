@@ -12,13 +12,13 @@ from pyro_metabayes.errors import UsageError
 class ImproperUniform(distributions.ImproperUniform):
     """Improper uniform distribution, log p(w) = 0 for every w.
 
-    log_prob has the dtype and device of w; Pyro's class of this name returns log_prob on the CPU.
+    log_prob has the dtype and device of w, unlike in Pyro's class ImproperUniform.
     """
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         raise UsageError(
-            "expected a prior that can be sampled, got a flat prior; for predictions use learner.posterior_predictive, "
-            "since Pyro's Predictive samples the prior first; for samples of the prior use a Gaussian prior"
+            "expected a prior that can be sampled, got a flat prior; use learner.posterior_predictive instead of "
+            "Pyro's Predictive, or use a Gaussian prior"
         )
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The joint distribution of several latent sites of a task, as a distribution of one concatenated vector."""
+"""The joint distribution of several latent sites of a task, as the distribution of one vector."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Joint(TorchDistribution):
 
         Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
 
-    A prior or a posterior with several sites is a Joint. Model and guide then sample each site under its own name. All
-    other code treats the latent as one vector z of D components, batch [T], event [D]: the flattened sites in order.
+    A prior or a posterior with several sites is a Joint. Model and guide sample each site under its own name. All other
+    code sees one vector z with batch [T] and event [D]: the flattened sites in order, with D components in total.
 
     Args:
-        distributions: maps the name of each site to a distribution with batch [T], or to a function that returns a
-            distribution with batch [..., T], given draws [..., T, *shape of the site] of all earlier sites by name.
+        distributions: maps the name of each site to a distribution with batch [T], or to a function of the earlier
+            sites. The function receives draws [..., T, *shape of the site] by name, and returns a distribution with
+            batch [..., T].
 
     Raises:
         UsageError: there are no sites, or a site has a flat distribution.
@@ -47,10 +48,10 @@ class Joint(TorchDistribution):
         super().__init__(batch, self.sites.event_shape, validate_args=False)
 
     def _example(self, name: str, distribution: TorchDistribution) -> Tensor:
-        """Store the distribution of a site and draw from it, since later sites may need the shape of this draw."""
+        """Store the distribution of a site, and return a draw, whose shape later sites may need."""
         if isinstance(distribution, ImproperUniform):
             raise UsageError(
-                f"expected sites that can be sampled for a Joint, got a flat distribution for site '{name}'; "
+                f"expected a distribution that can be sampled for site '{name}', got a flat distribution; "
                 "use another distribution"
             )
         self.examples[name] = distribution
@@ -58,7 +59,7 @@ class Joint(TorchDistribution):
             return task_draws(distribution)
 
     def visit(self, value_of: Callable[[str, TorchDistribution], Tensor]) -> dict[str, Tensor]:
-        """Compute a value for each site, in order, by value_of(name, distribution of the site given earlier values)."""
+        """Compute value_of(name, distribution) for each site in order; the distribution depends on earlier values."""
         values: dict[str, Tensor] = {}
         for name in self.distributions:
             values[name] = value_of(name, self.given(name, values))
@@ -87,22 +88,22 @@ class Joint(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Compute log p(z), the sum over all sites, per task [..., T] in nats, for latent vectors z [..., T, D]."""
+        """Compute log p(z) [..., T] in nats for latent vectors z [..., T, D]; a sum over all sites."""
         return torch.stack(torch.broadcast_tensors(*self.log_probs(value).values())).sum(0)
 
     def log_probs(self, value: Tensor) -> dict[str, Tensor]:
-        """Compute log p(z_k | z_1, ..., z_{k-1}) per task in nats, for each site z_k of the latent vectors, by name."""
+        """Compute log p(z_k | z_1, ..., z_{k-1}) per task in nats, for each site z_k by name."""
         values = self.sites.split(value)
         return {name: self.given(name, values).log_prob(values[name]) for name in self.distributions}
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the latent vector z of each task [T, D]; NotImplementedError if a site depends on another site."""
+        """Mean of the latent vector z [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("mean")
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the latent vector of each task [T, D]; NotImplementedError if a site depends on another site."""
+        """Variance of the latent vector z [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("variance")
 
     def _of_independent_sites(self, moment: str) -> Tensor:
@@ -117,7 +118,7 @@ class Joint(TorchDistribution):
 
 
 def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
-    """Compute a value for each site by value_of(name, distribution), and concatenate the values to a latent.
+    """Compute value_of(name, distribution) for each site, and concatenate the values to a latent.
 
     Args:
         distribution: the distribution of the latent. If it is not a Joint, the latent has the single site "w".
@@ -129,7 +130,7 @@ def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchD
 
 
 def latent_with(distribution: TorchDistribution, values: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate the values of the sites, given by name, to a latent of this distribution."""
+    """Concatenate values of the sites, by name, to a latent of the distribution."""
     return distribution.sites.join(values) if isinstance(distribution, Joint) else values["w"]
 
 
@@ -139,24 +140,24 @@ def sample_latent(distribution: TorchDistribution) -> Tensor:
 
 
 def sites_of(distribution: TorchDistribution) -> Sites:
-    """Return the names and shapes of the sites of a distribution: those of a Joint, otherwise the single site "w"."""
+    """Return the names and shapes of the sites of a distribution; only a Joint has other sites than "w"."""
     return distribution.sites if isinstance(distribution, Joint) else Sites(w=distribution.event_shape)
 
 
 def check_sites(distribution: TorchDistribution, sites: Sites | None, name: str, remedy: str) -> None:
     """Check that a prior or posterior has the sites of the model, in the same order.
 
-    In another order the latent vector would be split at wrong places, possibly without an error about shapes.
+    With another order, the latent vector would be split at wrong places, possibly without an error.
 
     Args:
         distribution: the prior or posterior.
         sites: the sites of the model; None: one site, "w".
         name: name of the distribution in the error message, such as "prior".
-        remedy: last part of the error message, which says what to do.
+        remedy: last part of the error message: what to do.
 
     Raises:
-        UsageError: the sites have other names, shapes or another order.
+        UsageError: the sites have other names, other shapes or another order.
     """
     expected = Sites(w=distribution.event_shape) if sites is None else sites
     if list((got := sites_of(distribution)).items()) != list(expected.items()):
-        raise UsageError(f"expected the {name} to have the sites {expected}, in this order, got {got}; {remedy}")
+        raise UsageError(f"expected the sites {expected} of the {name}, in this order, got {got}; {remedy}")

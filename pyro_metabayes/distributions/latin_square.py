@@ -1,4 +1,4 @@
-"""Antithetic Latin-square draws of a Gaussian with independent rows, such as the weights of the classes of a task."""
+"""Antithetic Latin-square draws of a Gaussian with independent rows, for example one row of weights per class."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pyro_metabayes.seeding import task_noise
 
 @dataclass(frozen=True)
 class LatinSquare:
-    """Assignment of shared noise vectors to the C rows of L draws w ~ N(loc, scale^2), for example one row per class.
+    """Assignment of shared noise vectors to the C rows of L draws w ~ N(loc, scale^2).
 
-    The draws form P = L / 2 (rounded up) antithetic pairs. All pairs share M = max(P, C) independent vectors e_m ~
-    N(0, I). Row c of the two draws of pair j is loc_c + s scale_c * e_m, with the signs s = 1 and -1 and with m =
-    (j + c) mod M. Every draw has exactly the distribution N(loc, scale^2), since its C rows have different e_m. Noise
-    is shared only by the two draws of a pair, and by different rows of different draws; tasks share no noise.
+    The draws form P = L / 2 (rounded up) antithetic pairs. All pairs share M = max(P, C) noise vectors e_m ~ N(0, I).
+    Row c of the two draws of pair j is
 
-    Compared with L independent draws, this takes 1 / (2C) of the random numbers and of their products with the inputs.
-    Averages of class probabilities are more precise: odd functions of the noise cancel within a pair, and noise that
-    moves all logits alike does not change probabilities. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
+        w_c = loc_c + s scale_c * e_m,   m = (j + c) mod M,   sign s = 1 and -1.
+
+    Every draw has exactly the distribution N(loc, scale^2), because different rows of a draw use different e_m. The two
+    draws of a pair share noise. Different pairs share noise only between different rows. Tasks share no noise.
+
+    Compared with L independent draws, 1 / (2C) of the random numbers suffice, and averages of class probabilities are
+    more precise. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
 
     Attributes:
         num_samples: L, the number of draws.
@@ -39,10 +41,10 @@ class LatinSquare:
     def noise(self, scale: Tensor) -> Tensor:
         """Draw the M noise vectors e_m of each of T tasks, and multiply them by the scales of the rows.
 
-        The random numbers are drawn task by task, so the numbers of a task do not depend on the batch size.
+        The random numbers are drawn task by task, so the noise of a task does not depend on the batch size.
 
         Args:
-            scale: [T, G, W], standard deviations of W weights per row; G is 1 (all rows share one scale) or C.
+            scale: [T, G, W], standard deviations of W weights per row; G is C, or 1 if all rows share a scale.
 
         Returns:
             scale_g * e_m, [T, G, M, W].
@@ -52,26 +54,26 @@ class LatinSquare:
         return task_noise(shape, scale, task_dim=0).unsqueeze(1) * scale.unsqueeze(2)
 
     def odd(self, values: Tensor) -> Tensor:
-        """Apply `by_pair` to the values of an odd function f, i.e. f(-e_m) = -f(e_m).
+        """Apply `by_pair` to the values of an odd function f, for which f(-e_m) = -f(e_m).
 
         Args:
-            values: f(e_m) per task, row, noise vector e_m and point [T, G, M, N]; G is 1 (equal for all rows) or C.
+            values: f(e_m) [T, G, M, N] of M noise vectors e_m at N points; G is C rows, or 1 for equal rows.
         """
         return self.by_pair(torch.stack((values, -values), 1))
 
     @staticmethod
     def signs(like: Tensor) -> Tensor:
-        """Return the signs 1, -1 [2, 1, 1, 1], for products with values per task, pair, row, point [T, 1, P, C, N]."""
+        """Return the signs 1, -1 [2, 1, 1, 1], for products with values [T, 1, P, C, N] of P pairs."""
         return torch.tensor((1.0, -1.0), dtype=like.dtype, device=like.device).view(2, 1, 1, 1)
 
     def by_pair(self, values: Tensor) -> Tensor:
         """Rearrange values per shared noise vector e_m into values per pair and row.
 
         Args:
-            values: [T, 2, G, M, N], for T tasks, 2 signs, M vectors and N points; G is 1 (equal for all rows) or C.
+            values: [T, 2, G, M, N], for T tasks, 2 signs, M vectors and N points; G is C rows, or 1 for equal rows.
 
         Returns:
-            [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m, m = (j + c) mod M.
+            [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m with m = (j + c) mod M.
         """
         size = self.num_pairs + self.num_rows - 1
         if size > values.shape[3]:  # m = 0, ..., M - 1, 0, ...
@@ -80,5 +82,5 @@ class LatinSquare:
         return (windows[:, :, 0] if values.shape[2] == 1 else windows.diagonal(dim1=2, dim2=5)).mT
 
     def draws(self, values: Tensor) -> Tensor:
-        """Rearrange values per task, sign, pair, row and point [T, 2, P, C, N] into values per draw [L, T, C, N]."""
+        """Rearrange values by sign and pair [T, 2, P, C, N] into values by draw [L, T, C, N]."""
         return values.flatten(1, 2)[:, : self.num_samples].transpose(0, 1)

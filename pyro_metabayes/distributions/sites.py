@@ -13,12 +13,12 @@ from pyro_metabayes.errors import UsageError
 class Sites(dict[str, Size]):
     """Mapping from the names to the shapes of the latent sites of a task: Sites(log_tau=Size([]), w=Size([5, 64])).
 
-    The latent vector of the task has D components, the concatenation of all sites in this order, each flattened.
+    The latent vector of the task is the concatenation of the flattened sites, in this order. It has D components.
     """
 
     @property
     def event_shape(self) -> Size:
-        """Shape [D] of the latent vector of one task, with D = the total number of components of all sites."""
+        """Shape [D] of the latent vector of one task."""
         return Size((sum(shape.numel() for shape in self.values()),))
 
     @property
@@ -30,7 +30,7 @@ class Sites(dict[str, Size]):
         return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
 
     def split(self, latent: Tensor) -> dict[str, Tensor]:
-        """Split latent vectors of D components [..., D] into the values [..., *shape] of the sites, by name.
+        """Split latent vectors [..., D] into the values [..., *shape] of the sites, by name.
 
         Raises:
             UsageError: the latent vectors do not have D components.
@@ -38,7 +38,7 @@ class Sites(dict[str, Size]):
         if latent.shape[-1:] != self.event_shape:
             raise UsageError(
                 f"expected latents of size {self.event_shape[0]} for the sites {self}, got shape {list(latent.shape)}; "
-                "pass latents of this size (sites that depend on the number of classes need task.way as in training)"
+                "pass latents of this size, and set task.way as in training if sites depend on the number of classes"
             )
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
         return {
@@ -47,7 +47,7 @@ class Sites(dict[str, Size]):
         }
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Concatenate the values [..., *shape] of the sites to latent vectors [..., D] of D components."""
+        """Concatenate the values [..., *shape] of the sites, by name, to latent vectors [..., D]."""
         flat = [
             values[name].reshape(*values[name].shape[: values[name].dim() - len(shape)], -1)
             for name, shape in self.items()
@@ -56,5 +56,5 @@ class Sites(dict[str, Size]):
 
 
 def labels_of(name: str, shape: Size) -> list[str]:
-    """Return a name for each component of a site: the name itself for a scalar, else with an index, such as w[0]."""
+    """Return a name for each component of a site: the name of a scalar site, else the name with an index (w[0])."""
     return [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]

@@ -1,6 +1,6 @@
-"""Scores of learning without forgetting: accuracy on novel classes, base classes and both.
+"""Scores of learning without forgetting: accuracy on novel classes, on base classes and on both.
 
-Base classes are known from training; a task adds novel classes. (Gidaris and Komodakis, CVPR 2018.)
+Base classes are the training classes; a task adds novel classes. (Gidaris and Komodakis, CVPR 2018.)
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def _accuracy(predictions: BaseNovelPredictions, candidates: slice, queries: Tensor) -> Tensor:
-    """Compute the accuracy per task on the given queries, if only the classes `candidates` can be predicted."""
+    """Compute the accuracy per task on some queries when only the classes `candidates` can be predicted."""
     log_probs = predictions.log_probs[..., candidates].log_softmax(-1)
     predicted = most_probable(log_mean_exp(log_probs)) + (candidates.start or 0)
     return masked_mean((predicted == predictions.labels).to(log_probs.dtype), queries & predictions.mask)

@@ -1,4 +1,4 @@
-"""Containers for the scores of a batch of tasks, and for the result of an evaluation over all tasks."""
+"""Containers for the scores of a batch of tasks and for the result of an evaluation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GROUP = "group"  # the entry of tasks.npz with the group of each task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation over T tasks. print() shows a table of the metrics with 95% intervals.
+    """Result of an evaluation over T tasks; print() shows a table of the metrics with 95% intervals.
 
     Args:
-        metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
-            and the collapse metrics. A metric that is not defined for the model or the data is None.
-        per_task: arrays [T] by name of the score, the content of tasks.npz, for paired comparisons. The entry "group",
-            if there is one, is the group of each task.
+        metrics: the entries of results.json by name: the scores (a number or {mean, ci95}), by_step, information,
+            seconds and the collapse metrics. A metric is None if it is not defined for the model or the data.
+        per_task: arrays [T] by name of the score, the content of tasks.npz, for paired comparisons. "group" is the
+            group of each task, for tasks with groups.
     """
 
     metrics: dict[str, Any]
@@ -56,10 +56,9 @@ class BatchScores:
     """Scores of T tasks, and spreads of prior and posterior, on one device.
 
     Args:
-        scores: tensors [T] by name of the score. The tensor of the expected calibration error (ece) is [T, Q, 3], with
-            Q queries.
-        spreads: tensors [T] or [T, weights] by name, from which the collapse metrics are computed.
-        by_step: the `step_scores` after 0, ..., K inner steps [T, K + 1, number of scores]; None without an inner loop.
+        scores: tensors [T] by name of the score. The expected calibration error (ece) has [T, Q, 3] for Q queries.
+        spreads: tensors [T] or [T, weights] by name; the collapse metrics are functions of the spreads.
+        by_step: [T, K + 1, step_scores], the `step_scores` after 0, ..., K inner steps; None without an inner loop.
         groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
     """
 
@@ -70,7 +69,7 @@ class BatchScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[BatchScores]) -> BatchScores:
-        """Concatenate the scores and spreads of several batches along the axis of tasks.
+        """Concatenate the scores and spreads of several batches along the task axis.
 
         Args:
             parts: at least one batch. All batches have the same scores and spreads.
@@ -96,10 +95,10 @@ class BatchScores:
         """Summarise the scores and spreads over the tasks; all values must be on the CPU.
 
         Args:
-            others: further metrics, which are added as they are.
+            others: further metrics by name, added to the result without change.
 
         Returns:
-            Metrics over the tasks, and the scores of each task. A score that is not defined for the labels is None.
+            Metrics over the tasks, and the scores of each task. A score is None if it is not defined for the labels.
         """
         values, groups = self.scores, None if self.groups is None else self.groups.numpy()
         metrics: dict[str, Any] = {
@@ -126,7 +125,7 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
     """Pad calibration values [tasks, queries, 3] of several batches to the same number of queries.
 
-    The mask, the last value, is 0 for the added queries. Tensors with fewer axes are returned unchanged.
+    The last of the 3 values is the mask: 0 for the added queries. Tensors with fewer axes are returned unchanged.
     """
     if parts[0].dim() < 3:
         return list(parts)
@@ -135,13 +134,13 @@ def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
-    """Average the scores after each number of inner steps over the tasks.
+    """Compute the mean over tasks of the scores after each number of inner steps.
 
     Args:
-        by_step: [T, K + 1, number of `step_scores`] for T tasks, after 0, ..., K steps; None without an inner loop.
+        by_step: [T, K + 1, step_scores], for T tasks after 0, ..., K steps; None without an inner loop.
 
     Returns:
-        {number of inner steps: {score: mean}}, with None for a mean that is not finite; None without an inner loop.
+        {number of inner steps: {score: mean}}; None without an inner loop. A mean that is not finite is None.
     """
     if by_step is None:
         return None

@@ -1,4 +1,7 @@
-"""Scores of class probabilities, mostly of their average over L draws w_l, p(c) = (1/L) sum_l p(y = c | x, w_l)."""
+"""Scores of class probabilities.
+
+Most scores use the averaged prediction p(c) = (1/L) sum_l p(y = c | x, w_l) over L draws w_l.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 
 def accuracy(predictions: ClassPredictions) -> Tensor:
-    """Compute the share of queries whose most probable class is correct, with probabilities averaged over the draws.
+    """Compute the accuracy of the averaged prediction: the share of queries whose most probable class is correct.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -30,7 +33,7 @@ def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T], 0 to 1. For L = 1 it equals `accuracy`.
+        Tensor [T], 0 to 1; equal to `accuracy` if L = 1.
     """
     if predictions.is_point:
         return accuracy(predictions)
@@ -55,7 +58,7 @@ def brier(predictions: ClassPredictions) -> Tensor:
 
 
 def mutual_information(predictions: ClassPredictions) -> Tensor:
-    """Compute the mutual information of a query label and w (`ClassPredictions.information`), mean over the queries.
+    """Compute the mutual information of query label and w (`ClassPredictions.information`), mean over the queries.
 
     Args:
         predictions: predictions of L samples for T tasks.

@@ -51,35 +51,37 @@ def evaluate(
 
         print(evaluate(learner, bank.tasks("test")))
 
-    The result is deterministic given the seed; no global random state is read or changed. Calls in several threads run
-    one after the other. The metrics elbo, kl and posterior_sd are computed from `training_posterior`, the distribution
-    in the ELBO. These metrics are None for a point estimate or a flat prior. All other scores are computed from
-    `posterior`, which does not use query labels.
+    The scores come from `posterior`, which does not use query labels. Only elbo, kl and posterior_sd come from
+    `training_posterior`, the distribution in the ELBO. They are None for a point estimate or a flat prior.
+
+    The result is deterministic given the seed. No global random state is read or changed. Calls in several threads run
+    one after the other.
 
     Args:
         learner: the learner to evaluate.
-        stream: the tasks: a stream of tasks, Episodes, or a list of Episodes. Inputs of tasks are inputs of the
-            backbone, or features if the backbone is frozen.
+        stream: the tasks: a stream of tasks, Episodes, or a list of Episodes. Their inputs are inputs of the backbone,
+            or features if the backbone is frozen.
         settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
         seed: seed of all draws of w.
         progress: whether to show a progress bar.
-        truth: the exact posterior of simulated tasks; None: unknown. A known posterior adds the metric oracle_mse, the
-            mse of the exact posterior mean, and a comparison of the posteriors (`against_truth`). Both are None if the
-            model and the simulator have different latents.
+        truth: the exact posterior of simulated tasks; None: unknown. A known posterior adds oracle_mse, the mse of the
+            exact posterior mean, and the metrics of `against_truth`. They are None if model and simulator have
+            different latents.
         doubled: the same tasks with twice the queries, for the information bounds (settings.information).
-        validation: tasks of validation classes, for the fit of the temperature (settings.temperature). Of an endless
-            stream the first 300 tasks are used.
-        others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then None.
+        validation: tasks of validation classes, for the fit of the temperature (settings.temperature). An endless
+            stream contributes its first 300 tasks.
+        others: an ensemble: learners whose predictions are averaged with the predictions of `learner`. Metrics of a
+            posterior are then None.
 
     Returns:
         Metrics over all tasks, and the scores of each task. print() shows a table.
 
     Warns:
-        UnfamiliarTasks: the guide is transductive, and was trained on tasks unlike those of the first batch.
+        UnfamiliarTasks: a transductive guide was trained on tasks that differ from the first batch of tasks.
 
     Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
-            accept the features, or there are fewer tasks than settings.tasks.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`); the model does not
+            accept the features; or there are fewer tasks than settings.tasks.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
     if settings is not None:
@@ -122,7 +124,7 @@ def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[Ta
     settings = settings or EvalSettings(tasks=stream.num_tasks or EvalSettings.tasks)
     if given and settings.tasks > given:
         raise UsageError(
-            f"expected settings.tasks <= {given}, the number of tasks, got {settings.tasks}; reduce settings.tasks"
+            f"expected settings.tasks <= {given} (the given tasks), got {settings.tasks}; reduce settings.tasks"
         )
     return stream, settings
 
@@ -152,7 +154,7 @@ def _scored(
 
 
 def _groups(episodes: Episodes) -> Tensor | None:
-    """Return the group [T] to which each task belongs (several tasks may share one); None for classification tasks."""
+    """Return the group of each task [T]; several tasks may share a group. None for classification tasks."""
     classes = episodes.classes
     return None if episodes.num_classes or classes is None or classes.shape[1] != 1 else classes[:, 0]
 
@@ -163,7 +165,7 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
 
 
 def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the tasks of each batch. The more predictions a task needs, the smaller the batches.
+    """Yield (start, stop) of the tasks of each batch; tasks with more predictions form smaller batches.
 
     `integrated` is the number of weights of a task if the joint NLL is computed, else 0. The joint NLL needs a matrix
     with one row per weight.

@@ -1,4 +1,4 @@
-"""The expected calibration error (ECE), over the queries of all tasks, since one task has too few queries."""
+"""The expected calibration error (ECE) over the queries of all tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CALIBRATION_BINS = 15
 
 
 def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the probability of the most probable class of each query, and whether that class is correct.
+    """Compute the probability of the most probable class of each query, and whether this class is correct.
 
     Args:
         probabilities: [..., C], for C classes.
@@ -36,7 +36,7 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> float:
 
     Args:
         confidence: [M], probability of the most probable class of each query.
-        hits: [M], whether that class is correct.
+        hits: [M], whether the most probable class is correct.
 
     Returns:
         The ECE, 0 to 1.
@@ -48,14 +48,14 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> float:
 
 
 def values_for_calibration(predictions: ClassPredictions) -> Tensor:
-    """Collect for each query the values from which `pooled_calibration_error` computes the ECE.
+    """Collect three values per query for `pooled_calibration_error`.
 
     Args:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T, Q, 3]: the probability of the most probable class in the averaged prediction, whether this class is
-        correct (0 or 1), and whether the query counts (0 or 1).
+        Tensor [T, Q, 3]. The three values are the probability of the most probable class, averaged over the samples;
+        whether this class is correct (0 or 1); and the mask (0 for a masked query, else 1).
     """
     confidence, hits = confidence_and_hits(predictions.probs.mean(0), predictions.labels)
     return torch.stack((confidence, hits.to(confidence), predictions.mask.to(confidence)), -1)
@@ -80,23 +80,26 @@ RESAMPLES = 1000
 def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[str, float]:
     """Compute the half width of the 95% bootstrap interval of the ECE, and the floor of the ECE.
 
-    The bootstrap resamples tasks, since queries of one task share a support set and are dependent. If tasks are drawn
-    from groups, it resamples groups, since tasks of one group share rows. The half width is 1.96 standard errors. If
-    the number U of tasks (or groups) is below 30, the standard error is multiplied by sqrt(U / (U - 1)), and 1.96 is
-    replaced by the quantile of Student's t, as in `ci95_of`.
+    The bootstrap resamples U independent units: tasks, or groups of dependent tasks. The half width is
 
-    The floor is the mean ECE of perfectly calibrated predictions with the same confidences c_i. It is positive, since
-    the accuracy of a bin varies by chance. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i
-    (1 - c_i)) / M for M queries i in bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al.
-    2022.)
+        1.96 sd                              for U >= 30,
+        t sd sqrt(U / (U - 1))               for U < 30,
+
+    where sd is the standard deviation of the resampled ECE, and t the quantile of Student's t (`quantile95`).
+
+    The floor is the mean ECE of perfectly calibrated predictions with the given confidences c_i of the M queries i:
+
+        floor = (1 / M) sum_b sqrt((2 / pi) sum_{i in b} c_i (1 - c_i)),   over the bins b
+
+    The floor is positive because the accuracy of a bin varies by chance. An ECE near the floor shows no miscalibration.
+    (Efron 1979; Roelofs et al. 2022.)
 
     Args:
         values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
         groups: [T], the group of each task; None: all tasks are independent.
 
     Returns:
-        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1; the half width is infinite for a single task or a
-        single group.
+        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1. The half width is infinite for a single unit.
     """
     sums = _bin_sums(as_double(values).cpu())
     number, _, _, variance = sums.sum(0).unbind(-1)
@@ -108,10 +111,7 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
 
 
 def _bootstrap_ci95(sums: Tensor) -> float:
-    """Compute the half width of the 95% bootstrap interval of the ECE, from sums per unit and bin [U, B, 4].
-
-    The U units, tasks or groups, are independent.
-    """
+    """Compute the half width of the 95% bootstrap interval of the ECE, from sums [U, B, 4] per independent unit."""
     units = len(sums)
     if units < 2:
         return math.inf
@@ -124,7 +124,7 @@ def _bootstrap_ci95(sums: Tensor) -> float:
 
 
 def _bin_sums(values: Tensor) -> Tensor:
-    """Compute sums over queries, per task and bin, of 1, the confidence c, the correctness and c (1 - c): [T, B, 4]."""
+    """Compute sums [T, B, 4] over the queries of each task and bin: of 1, confidence c, correctness and c (1 - c)."""
     confidence, hits, mask = values.unbind(-1)
     index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
     member = torch.nn.functional.one_hot(index, CALIBRATION_BINS) * mask.unsqueeze(-1)
@@ -133,5 +133,5 @@ def _bin_sums(values: Tensor) -> Tensor:
 
 
 def _error(sums: Tensor) -> Tensor:
-    """Compute the ECE from the result of `_bin_sums`, or from its sum over tasks."""
+    """Compute the ECE from sums [..., B, 4] of `_bin_sums`."""
     return (sums[..., 2] - sums[..., 1]).abs().sum(-1) / sums[..., 0].sum(-1)

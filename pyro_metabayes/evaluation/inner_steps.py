@@ -21,13 +21,13 @@ from pyro_metabayes.seeding import noise_of
 
 @runtime_checkable
 class TakesSteps(Protocol):
-    """Interface of a guide or a model with an inner loop of num_steps steps."""
+    """Interface of a guide or a model with an inner loop of `num_steps` steps."""
 
     num_steps: int
 
 
 def stepping_part(learner: MetaLearner) -> TakesSteps | None:
-    """Return the guide or the model of the learner, whichever has an inner loop; None if neither has."""
+    """Return the part of the learner with an inner loop, guide or model; None without an inner loop."""
     return next((part for part in (learner.guide, learner.model) if isinstance(part, TakesSteps)), None)
 
 
@@ -36,10 +36,10 @@ def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
 
     Args:
         learner: a learner whose guide or model has an inner loop.
-        num_steps: number of inner steps.
+        num_steps: number of inner steps of the copies.
 
     Returns:
-        A copy of the guide and a copy of the model. The copy with an inner loop takes `num_steps` steps.
+        Copies of the guide and of the model.
     """
     guide, model = copy.copy(learner.guide), copy.copy(learner.model)
     changed = guide if isinstance(guide, TakesSteps) else model
@@ -57,7 +57,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
         samples: draws of w per task; one draw is taken for a point estimate.
 
     Returns:
-        Tensor [T, K + 1, number of `step_scores`]; None without an inner loop, and for classification.
+        Tensor [T, K + 1, step_scores]; None without an inner loop, and for classification.
     """
     part = stepping_part(learner)
     if part is None or episodes.num_classes:
@@ -69,7 +69,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
 
 
 def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor | None:
-    """Compute `step_scores` per task [T, number of scores] after num_steps inner steps; None for classification."""
+    """Compute the scores [T, step_scores] after num_steps inner steps; None for classification."""
     scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
     predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)

@@ -1,8 +1,8 @@
 """95% intervals of a mean over tasks and of a mean over training runs.
 
-The interval over tasks is conditional on the learner and the test classes: it contains the mean over all tasks of these
-classes with probability 95%. It does not contain the variation due to another backbone, another training seed or other
-classes. The interval over training runs contains the variation due to backbones and seeds.
+The interval over tasks is conditional on the learner and the test classes. With probability 95% it contains the mean
+over all tasks of these classes. The interval over training runs also contains the variation between backbones and
+training seeds.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class RunsInterval(NamedTuple):
     Attributes:
         mean: the mean.
         ci95: half width of the 95% interval; None for a single run.
-        unit: the independent units of the interval: "backbone", or "seed" if all runs share one backbone. In the second
-            case the interval is conditional on this backbone.
+        unit: the independent units of the interval: "backbone", or "seed" if all runs share one backbone. An interval
+            over seeds is conditional on the backbone.
     """
 
     mean: float
@@ -45,7 +45,7 @@ class RunsInterval(NamedTuple):
 
 
 def quantile95(units: int) -> float:
-    """Return the half width of a 95% interval in standard errors: Student's t for fewer than 30 units, else 1.96.
+    """Return the half width of a 95% interval in standard errors: 1.96, or Student's t for fewer than 30 units.
 
     Args:
         units: number of independent units, at least 2.
@@ -56,10 +56,14 @@ def quantile95(units: int) -> float:
 def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Compute the half width of the 95% interval of a mean over T tasks, conditional on backbone and classes.
 
-    It is 1.96 sd / sqrt(T) for T >= 30. For fewer tasks it is t sd / sqrt(T), where t is the quantile of Student's
-    distribution and the variance sd^2 has the denominator T - 1. If tasks belong to G groups, groups are independent
-    but tasks of one group are not. The number of units is then G instead of T, and the standard error is sqrt(G /
-    (G - 1) sum_g (sum_{t in g} r_t)^2) / T with the residuals r_t of the tasks t.
+        half width = quantile * standard error
+
+    The quantile is 1.96 for at least 30 independent units, else the quantile of Student's t (`quantile95`). The units
+    are the T tasks, or G groups of dependent tasks. The standard error is
+
+        tasks:  sd / sqrt(T), where sd^2 has the denominator T - 1 for Student's t
+        groups: sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T, where r_t is the residual of task t.
+
     (Liang and Zeger 1986.)
 
     Args:
@@ -83,16 +87,16 @@ def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
 
 
 def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
-    """Compute the mean over training runs, each with a backbone and a seed, and its 95% interval.
+    """Compute the mean over training runs, each with a backbone and a seed, and the 95% interval of the mean.
 
-    With several backbones, the means of the backbones over their seeds are averaged, so that the interval contains the
-    variance between backbones. With one backbone, the runs are averaged. The half width for B averaged values is
-    t sd / sqrt(B) with Student's t of B - 1 degrees of freedom. To compare two methods, pass the differences of runs
-    with the same backbone and seed.
+    With several backbones, the averaged values are the B means over the runs of a backbone. With one backbone, they are
+    the B runs. The half width is t sd / sqrt(B), with Student's t of B - 1 degrees of freedom.
+
+    To compare two methods, pass the differences between runs with the same backbone and seed.
 
     Args:
-        means: one value per run, the mean over its tasks or a difference of two such means.
-        backbones: one name per run, equal for runs with the same backbone.
+        means: one value per run: a mean over tasks, or a difference of two such means.
+        backbones: the name of the backbone of each run.
     """
     names = list(dict.fromkeys(backbones))
     units: list[float] = list(means)
@@ -106,14 +110,14 @@ def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and the half width of its 95% interval, tensors of one shape."""
+    """A metric and the half width of the 95% interval, as tensors of one shape."""
 
     mean: Tensor
     ci95: Tensor
 
     @classmethod
     def over_tasks(cls, values: Tensor) -> Estimate:
-        """Compute the mean of values [T, ...] over tasks, and its 95% interval (Student's t for T < 30)."""
+        """Compute the mean and the 95% interval of values [T, ...] over T tasks (Student's t for T < 30)."""
         few = len(values) < SMALL_SAMPLE
         spread = values.std(0, correction=int(few)) / len(values) ** 0.5
         return cls(values.mean(0), (quantile95(len(values)) if len(values) > 1 else math.inf) * spread)

@@ -1,4 +1,4 @@
-"""Logarithmic scores, in nats, which are defined for predictions of every family."""
+"""Logarithmic scores in nats, defined for predictions of every family."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def nll(predictions: Predictions) -> Tensor:
 def nll_bias(predictions: Predictions) -> Tensor:
     """Estimate the Monte-Carlo bias of `nll` with L draws w_l, mean over the queries i.
 
-    The estimate is (1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l): to first order in 1 / L, the
-    expectation of nll with L independent draws exceeds the nll with infinitely many draws by this amount. nll itself is
-    not corrected. Draws of a Latin square (`distributions/latin_square.py`) have a smaller bias.
+        bias = (1 / 2L) var_l(p_l) / (mean_l p_l)^2,   where p_l = p(y_i | x_i, w_l)
+
+    To first order in 1 / L, the expected nll of L independent draws exceeds the nll of infinitely many draws by this
+    bias. nll is not corrected for it. Draws of a Latin square (`distributions/latin_square.py`) have a smaller bias.
 
     Args:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T], in nats per query; 0 if L = 1, which is a point estimate or a closed form.
+        Tensor [T], in nats per query; 0 if L = 1 (a point estimate or a closed form).
     """
     log_prob = predictions.log_prob
     num_samples = len(log_prob)
@@ -46,11 +47,12 @@ def nll_bias(predictions: Predictions) -> Tensor:
 
 
 def joint_nll(joint: JointPredictive) -> Tensor:
-    """Compute the joint NLL, -(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w) dw for the Q queries i.
+    """Compute the joint NLL of the Q query labels of each task.
 
-    Unlike nll it rewards predictions that model the dependence between the labels of a task (Osband et al. 2022). It is
-    computed in closed form if possible, otherwise as the middle of the bounds of `evidence/joint.py`. (A plain average
-    over draws of q would give too large a joint NLL.)
+        joint NLL = -(1/Q) log ∫ prod_i p(y_i | x_i, w) q(w) dw
+
+    The joint NLL is small only if the predictions model the dependence between the labels (Osband et al. 2022). Without
+    a closed form, the result is the middle of the bounds of `evidence/joint.py`.
 
     Args:
         joint: joint predictive density of the query labels of T tasks.

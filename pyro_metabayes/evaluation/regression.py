@@ -13,7 +13,9 @@ from pyro_metabayes.prediction.pit import central_share
 
 
 def mse(predictions: NumberPredictions) -> Tensor:
-    """Compute the squared error ((1/L) sum_l mean_l - y)^2 of the averaged mean, mean over outputs and queries.
+    """Compute the squared error ((1/L) sum_l mean_l - y)^2 of the averaged predictive mean.
+
+    The result is a mean over outputs and queries.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -28,9 +30,9 @@ def mse(predictions: NumberPredictions) -> Tensor:
 def coverage90(predictions: NumberPredictions) -> Tensor:
     """Compute the share of labels inside the central 90% interval of the predictive distribution.
 
-    The predictive distribution is the mixture over the L draws of w, with CDF F = (1/L) sum_l F_l. A label y is inside
-    if its probability integral transform (PIT), F(y) for a continuous label, lies between 0.05 and 0.95. For counts the
-    PIT is randomised, so that the share is 90% for calibrated predictions (`prediction/pit.py`).
+    The predictive distribution is the mixture over L draws of w, with CDF F = (1/L) sum_l F_l. A label y is inside if
+    the probability integral transform (PIT) lies between 0.05 and 0.95. The PIT is F(y) for a continuous label, and is
+    randomised for counts (`prediction/pit.py`). Calibrated predictions have a share of 90%.
 
     Args:
         predictions: predictions of L samples for T tasks.

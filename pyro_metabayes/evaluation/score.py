@@ -1,4 +1,4 @@
-"""The class Score: a function of predictions, with the files to which its values are written."""
+"""The class Score: a function of predictions, with settings of where and how the values are reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], b
 
 
 class Weights(Enum):
-    """The task weights w with which the scored predictions are computed."""
+    """The task weights w under which the scored predictions are computed."""
 
     DRAWS = "draws of the approximate posterior"
     MEAN = "mean of the approximate posterior"
@@ -40,7 +40,7 @@ def mean_over_tasks(values: Tensor) -> float:
 
 
 def always(predictions: Predictions | JointPredictive) -> bool:
-    """Return True: the default of `Score.defined`, for a score that is defined for all predictions of its families."""
+    """Return True: the default of `Score.defined`."""
     return True
 
 
@@ -50,17 +50,17 @@ class Score(Generic[P]):
 
     Args:
         name: key of the score in every file.
-        per_task: function from the predictions for T tasks to one value per task [T], without host synchronisation. If
-            `pooled` is not the mean, the values may be [T, ...].
-        families: types of predictions for which the score is defined; for other types results.json has null.
+        per_task: function from the predictions for T tasks to one value per task [T], without host synchronisation.
+            The values may be [T, ...] if `pooled` is not the mean.
+        families: types of predictions for which the score is defined; for other types, results.json has null.
         unit: unit of the values, such as "share" (0 to 1) or "nats".
-        weights: the weights w with which the predictions are computed.
-        pooled: function from the values of all tasks to one number. With the default, the mean, the values are also
-            written to tasks.npz.
+        weights: the weights w under which the predictions are computed.
+        pooled: function from the values of all tasks to one number; by default the mean. The values are written to
+            tasks.npz only if `pooled` is the mean.
         interval: whether results.json has {mean, ci95} instead of a number.
-        logged: position among the scores of a line of metrics.jsonl; 0: not logged.
-        by_step: position among the scores of a regression after each inner step; 0: not computed.
-        defined: function that tells whether the score is defined for given predictions of these families.
+        logged: position of the score in a line of metrics.jsonl; 0: not logged.
+        by_step: position among the scores after each inner step of a regression; 0: not computed.
+        defined: function from predictions of the `families` to whether the score is defined for the predictions.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Score(Generic[P]):
         return self.pooled is mean_over_tasks
 
     def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
-        """Return whether the score is defined for these predictions, computed with these weights w."""
+        """Return whether the score is defined for predictions that were computed under `weights`."""
         return self.weights is weights and isinstance(predictions, self.families) and self.defined(predictions)
 
     def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
@@ -88,7 +88,7 @@ class Score(Generic[P]):
 
         Args:
             values: values of all T tasks, [T] or [T, ...], on the CPU.
-            groups: [T], the group of each task, since tasks of one group are dependent; None: all are independent.
+            groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
 
         Returns:
             A number in `unit`, or {mean, ci95}.

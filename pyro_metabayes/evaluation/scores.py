@@ -1,4 +1,4 @@
-"""The registry of all scores. To add a score, write its function and add an entry to the list of its family."""
+"""The registry of all scores. A new score is a function with an entry in the list of a family of predictions."""
 
 from __future__ import annotations
 
@@ -42,31 +42,32 @@ SCORES: list[Score[Any]] = [*ACCURACIES, *LOG_SCORES, *CLASSIFICATION, *REGRESSI
 
 
 def logged_scores() -> list[Score[Any]]:
-    """Return the scores that every line of metrics.jsonl contains, in the order of the line."""
+    """Return the scores in each line of metrics.jsonl, in the order of the line."""
     return sorted((score for score in SCORES if score.logged), key=lambda score: score.logged)
 
 
 def step_scores() -> list[Score[Any]]:
-    """Return the scores that are computed for a regression after each inner step, in the order of results.json."""
+    """Return the scores of a regression after each inner step, in the order of results.json."""
     return sorted((score for score in SCORES if score.by_step), key=lambda score: score.by_step)
 
 
 def values_of(predictions: Predictions | JointPredictive, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
-    """Compute the scores that are defined for the predictions; the other scores are left out.
+    """Compute the requested scores; scores that are not defined for the predictions are left out.
 
     Args:
         predictions: predictions for T tasks.
-        weights: the weights w with which the predictions were computed.
+        weights: the weights w under which the predictions were computed.
         scores: the requested scores.
 
     Returns:
-        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries), on the device of the predictions.
+        Tensors [T] by name of the score, on the device of the predictions. The tensor of ece is [T, Q, 3] for Q
+        queries.
     """
     return {score.name: score.per_task(predictions) for score in scores if score.applies_to(predictions, weights)}
 
 
 def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskScores:
-    """Compute all scores with one value per task for predictions under draws of the weights.
+    """Compute all scores of predictions under draws of w that have one value per task.
 
     Args:
         likelihood: p(y | x, w_l) for L draws w_l, batch [L, T, Q]. Its family determines which scores are defined.
@@ -74,7 +75,7 @@ def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskSco
         mask: [T, Q], False for masked queries, which have no effect.
 
     Returns:
-        Tensors [T] by name of the score, on the device of the likelihood; units: `Score.unit`.
+        Tensors [T] by name of the score, on the device of the likelihood, in the unit `Score.unit`.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).

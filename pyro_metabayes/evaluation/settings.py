@@ -26,7 +26,7 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:
             raise UsageError(
-                f"expected eval.tasks >= 2 and eval.samples >= 1, got eval.tasks={self.tasks}, "
+                f"expected eval.tasks >= 2 and eval.samples >= 1, got eval.tasks={self.tasks} and "
                 f"eval.samples={self.samples}; increase the setting that is too small"
             )
         if self.number_samples < 1:
@@ -39,12 +39,12 @@ class EvalSettings:
             )
         if self.joint and (self.temperature or self.ensemble):
             raise UsageError(
-                "expected eval.temperature=false and eval.ensemble=[] with eval.joint=true (one posterior), got "
-                f"eval.temperature={self.temperature}, eval.ensemble={self.ensemble}; set eval.joint=false"
+                "expected eval.temperature=false and eval.ensemble=[] for eval.joint=true, got "
+                f"eval.temperature={self.temperature} and eval.ensemble={self.ensemble}; set eval.joint=false"
             )
 
     def draws(self, num_classes: int) -> int:
-        """Return the number of draws of w per task; num_classes is 0 if labels are numbers."""
+        """Return the number of draws of w per task; num_classes is 0 if the labels are numbers."""
         return self.samples if num_classes else max(self.samples, self.number_samples)
 
     @property

@@ -1,4 +1,4 @@
-"""Scores and spreads of a batch of tasks, with draws of the posterior, its mean, and the exact posterior mean."""
+"""Scores and spreads of a batch of tasks, under draws of the posterior, the posterior mean, and the exact mean."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def task_scores(
     draws: Predictions | None = None,
     under_mean: bool = True,
 ) -> TaskScores:
-    """Compute the scores that are defined for the tasks, without host synchronisation; others are left out.
+    """Compute the requested scores without host synchronisation; undefined scores are left out.
 
     Args:
         learner: the learner whose model makes the predictions.
@@ -53,10 +53,10 @@ def task_scores(
         scores: the requested scores.
         exact: the exact posterior of w, batch [T]; None: leave out the scores of the exact posterior mean.
         draws: predictions to score; None: compute the predictions under draws of the posterior.
-        under_mean: whether to include the scores of predictions with the posterior mean of w.
+        under_mean: whether to include the scores of predictions under the posterior mean of w.
 
     Returns:
-        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries); units: `Score.unit`.
+        Tensors [T] by name of the score, in the unit `Score.unit`. The tensor of ece is [T, Q, 3] for Q queries.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
@@ -78,7 +78,7 @@ def task_scores(
 
 
 def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> TaskScores:
-    """Compute the joint NLL of each task [T], its bounds and its diagnostics; the random state is preserved.
+    """Compute the joint NLL [T], with bounds and diagnostics; the random state is preserved.
 
     Args:
         model: the likelihood.
@@ -93,14 +93,14 @@ def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes,
 def predictions_under(
     q: TorchDistribution, model: Model, episodes: Episodes, samples: int, drawn: Drawn | None = None
 ) -> Predictions:
-    """Predict the query labels under draws of w ~ q, or exactly if the model can integrate over q in closed form.
+    """Predict the query labels under draws of w ~ q, or by the integral over q if the model has a closed form.
 
     Args:
         q: a distribution over w, batch [T].
         model: the likelihood.
         episodes: T tasks with features as inputs.
         samples: draws of w per task; one draw is taken for a point estimate.
-        drawn: the likelihood under draws of w that exist already; None: draw w.
+        drawn: the likelihood under existing draws of w; None: draw w.
     """
     observed = episodes.observed()
     labels = episodes.query_y, episodes.query_mask
@@ -113,14 +113,14 @@ def predictions_under(
 
 
 def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
-    """Predict the query labels with one value of the weights per task, w [T, *W] for weights of shape *W."""
+    """Predict the query labels under one value w [T, *W] of the weights per task."""
     observed = episodes.observed()
     likelihood = learner.model.likelihood(w.unsqueeze(0), observed.query_x, observed)
     return predictions_of(likelihood, episodes.query_y, episodes.query_mask)
 
 
 def _with_base(draws: ClassPredictions, num_novel: int) -> BaseNovelPredictions:
-    """Convert to BaseNovelPredictions, in which the first num_novel classes are novel and the others base classes."""
+    """Convert to BaseNovelPredictions: the first num_novel classes are novel, the others are base classes."""
     return BaseNovelPredictions(draws.labels, draws.mask, draws.log_probs, num_novel)
 
 
@@ -129,7 +129,7 @@ def score_batch(
 ) -> BatchScores:
     """Compute all scores and spreads of a batch of tasks, on the device of the tasks.
 
-    Without the joint NLL there is no host synchronisation.
+    Only the joint NLL needs host synchronisation.
 
     Args:
         learner: the learner to evaluate.
@@ -174,12 +174,12 @@ def _score_batch(
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """Return the exact posterior of simulated tasks; None if it is unknown or its w has another shape."""
+    """Return the exact posterior of simulated tasks; None if it is unknown or has another shape of w."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 
 
 def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
-    """Compute the variances per task of the training posterior and of the exact posterior given the same labels."""
+    """Compute the variances per task of the training posterior, and of the exact posterior given the same labels."""
     fit = collapse.against_truth(training, exact)
     return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

@@ -1,1 +1,1 @@
-"""The joint probability of all query labels of a task, with w integrated out: estimates with bounds."""
+"""Estimates and bounds of the joint probability of all query labels of a task, with w integrated out."""

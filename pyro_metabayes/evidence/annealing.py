@@ -22,17 +22,22 @@ LogWeight = Callable[[Tensor], Tensor]  # h(u) [L, T] at u [L, T, P]: log f - lo
 
 
 def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[Tensor, Tensor]:
-    """Bound log Z, Z = E_{u ~ N(0, I)}[exp h(u)], from below and above by annealed importance sampling.
+    """Bound log Z from below and above by annealed importance sampling.
 
-    The distributions p_b(u) = N(u; 0, I) exp(b h(u)) / Z_b lead from the proposal (b = 0) to the posterior (b = 1).
-    Chains move by elliptical slice sampling. In chains from proposal to posterior the average weight is an unbiased
-    estimate of Z, so its logarithm is a lower bound on log Z in expectation (Neal 2001). In chains from posterior to
-    proposal the average weight estimates 1 / Z, which gives an upper bound (Grosse, Ghahramani and Adams 2015). These
-    chains start at the ends of the first chains, resampled by weight and moved further. So the upper bound is valid
-    only if the start points are draws of the posterior.
+        Z = E_{u ~ N(0, I)}[exp h(u)]
+        p_b(u) = N(u; 0, I) exp(b h(u)) / Z_b
+
+    The proposal is p_0 and the posterior p_1. Chains move through p_b by elliptical slice sampling.
+
+    Lower bound: chains from proposal to posterior have an average weight with mean Z (Neal 2001).
+    Upper bound: chains from posterior to proposal have an average weight with mean 1 / Z (Grosse, Ghahramani and Adams
+    2015). These chains start where the first chains ended, after resampling by weight and further moves. The upper
+    bound is valid only if the start points are draws of the posterior.
+
+    Both bounds hold in expectation.
 
     Args:
-        log_weight: h, from u [L, T, P] to [L, T], for L chains, T tasks and P coordinates.
+        log_weight: the function h from u [L, T, P] to [L, T], for L chains, T tasks and P coordinates.
         like: [T, P], for shape, dtype and device of u.
         stages: number of temperatures.
 
@@ -54,7 +59,7 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
 
 
 def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Move L chains through the inverse temperatures; return log weights per chain and task, final u, and h(u)."""
+    """Move L chains through the inverse temperatures `slope`; return log weights [L, T], final u, and h(u)."""
     total = torch.zeros_like(h)
     for before, after in zip(slope[:-1].tolist(), slope[1:].tolist(), strict=True):
         total = total + (after - before) * h
@@ -63,18 +68,18 @@ def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[T
 
 
 def elliptical_slice(log_weight: LogWeight, u: Tensor, h: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor]:
-    """Make one step of elliptical slice sampling, which leaves the density N(u; 0, I) exp(b h(u)) invariant.
+    """Make one step of elliptical slice sampling. The step leaves the density N(u; 0, I) exp(b h(u)) invariant.
 
     (Murray, Adams and MacKay 2010.)
 
     Args:
-        log_weight: h.
-        u: current points [L, T, P] of L chains for T tasks with P coordinates.
-        h: h(u) [L, T].
-        inverse_temperature: b.
+        log_weight: the function h.
+        u: [L, T, P], current points of L chains for T tasks with P coordinates.
+        h: [L, T], values h(u).
+        inverse_temperature: the exponent b.
 
     Returns:
-        The next points u, and h at these points.
+        The next points u, and the values of h there.
     """
     level = inverse_temperature * h + torch.rand_like(h).log()
     other, angle = torch.randn_like(u), 2 * math.pi * torch.rand_like(h)

@@ -1,4 +1,4 @@
-"""Importance sampling of the posterior of a task: lower bounds on the log evidence, and their reliability.
+"""Importance sampling of the posterior of a task: bounds on the log evidence, and diagnostics of reliability.
 
 All functions take log importance weights log p(w, y) - log g(w), [L, T] for L draws w ~ g for each of T tasks.
 """
@@ -21,15 +21,15 @@ FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold 
 def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
     """Compute the importance-weighted bound on log p(y) with n draws, for each n in counts.
 
-    It is the log of the mean of n weights, averaged over blocks of n draws. In expectation it is the ELBO for n = 1,
-    does not decrease with n, and does not exceed log p(y). (Burda et al. 2016.)
+    The bound is the log of the mean of n weights, averaged over blocks of n draws. In expectation, the bound is the
+    ELBO for n = 1, does not decrease with n, and does not exceed log p(y). (Burda et al. 2016.)
 
     Args:
         log_weights: log importance weights [L, T] of L draws for T tasks.
         counts: numbers of draws n, each at most L.
 
     Returns:
-        Tensor [number of counts, T], in nats.
+        Tensor [counts, T], in nats.
     """
     total = len(log_weights)
     bounds = []
@@ -40,15 +40,16 @@ def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Te
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    """Compute the effective sample size (sum w)^2 / sum w^2 per task from log weights log w per draw and task."""
+    """Compute the effective sample size (sum w)^2 / sum w^2 [T] of importance weights w from log w [L, T]."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """Fit a generalised Pareto distribution to the largest min(L/5, 3 sqrt(L)) weights, and return its shape k [T].
+    """Compute Pareto k [T]: the shape of a generalised Pareto distribution, fitted to the largest weights.
 
-    Importance sampling is reliable for k < 0.7. Moments of the weights of order above 1/k do not exist. (Vehtari et al.
-    2024, "Pareto smoothed importance sampling". The fit is that of Zhang and Stephens 2009 with a weak prior at 1/2.)
+    The fit uses the largest min(L/5, 3 sqrt(L)) weights, by the method of Zhang and Stephens (2009), with a weak prior
+    at 1/2. Importance sampling is reliable for k < 0.7. Moments of order above 1/k do not exist. (Vehtari et al. 2024,
+    "Pareto smoothed importance sampling".)
 
     Args:
         log_weights: log importance weights [L, T] of L draws for T tasks.
@@ -66,7 +67,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
 
 def _zhang_stephens(excess: Tensor) -> Tensor:
-    """Estimate the shape k of a generalised Pareto distribution per task, from n ascending excesses [T, n].
+    """Estimate the shape k [T] of a generalised Pareto distribution with scale sigma from n ascending excesses [T, n].
 
     The estimate uses the posterior mean of b = -k / sigma over a grid. (Zhang and Stephens 2009.)
     """
@@ -82,16 +83,18 @@ def _zhang_stephens(excess: Tensor) -> Tensor:
 
 
 def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
-    """Estimate log p(y) [T] by bridge sampling, from draws of the posterior and draws of a proposal.
+    """Estimate log p(y) [T] by bridge sampling, from draws of the posterior and of a proposal.
 
-    The estimate r of p(y) is the solution of r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)]. Here p is the
-    unnormalised posterior, g the proposal, and s and s' are the fractions of draws from the posterior and from the
-    proposal. Posterior and proposal must overlap; the proposal need not have wider tails. (Optimal bridge: Meng and
-    Wong 1996.)
+    The estimate r of p(y) solves
+
+        r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)]
+
+    where p is the unnormalised posterior, g the proposal, s the share of posterior draws among all draws, and
+    s' = 1 - s. Posterior and proposal must overlap. (Optimal bridge: Meng and Wong 1996.)
 
     Args:
         at_gold: [L, T], log weights log p - log g at L draws of the posterior of T tasks.
-        at_proposal: [L', T], log weights at L' draws of the proposal.
+        at_proposal: [L', T], log weights log p - log g at L' draws of the proposal.
         steps: number of fixed-point iterations.
     """
     log_share, log_other_share = _log_shares(at_gold, at_proposal)
@@ -104,16 +107,19 @@ def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> T
 
 
 def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gold_size: Tensor) -> Tensor:
-    """Compute the standard error of the result of `bridge_evidence` for each task [T], to first order, in nats.
+    """Compute the first-order standard error of `bridge_evidence` for each task [T], in nats.
 
-    Its square is var_g(f) / (L' E_g[f]^2) + var_p(h) / (ESS E_p[h]^2), with f = p / (s p + s' r g) at the L' draws of
-    the proposal g, and h = g / (s p + s' r g) at draws of the posterior p with effective sample size ESS.
+        error^2 = var_g(f) / (L' E_g[f]^2) + var_p(h) / (ESS E_p[h]^2)
+        f = p / (s p + s' r g),   h = g / (s p + s' r g)
+
+    where ESS is the effective sample size of the posterior draws. `bridge_evidence` defines the other symbols.
     (Fruehwirth-Schnatter 2004.)
 
     Args:
-        at_gold, at_proposal: log weights, the arguments of `bridge_evidence`.
-        log_evidence: log r [T], the result of `bridge_evidence`.
-        gold_size: ESS [T].
+        at_gold: log weights at draws of the posterior, as in `bridge_evidence`.
+        at_proposal: log weights at draws of the proposal, as in `bridge_evidence`.
+        log_evidence: [T], log r, the result of `bridge_evidence`.
+        gold_size: [T], ESS.
     """
     log_share, log_other_share = _log_shares(at_gold, at_proposal)
     log_f = at_proposal - torch.logaddexp(log_share + at_proposal, log_other_share + log_evidence)
@@ -123,6 +129,6 @@ def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gol
 
 
 def _log_shares(at_gold: Tensor, at_proposal: Tensor) -> tuple[float, float]:
-    """Return log s and log s', where s and s' are the shares of posterior and proposal among all draws."""
+    """Return log s and log s', the log shares of posterior draws and of proposal draws among all draws."""
     num_draws = len(at_gold) + len(at_proposal)
     return math.log(len(at_gold) / num_draws), math.log(len(at_proposal) / num_draws)

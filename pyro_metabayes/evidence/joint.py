@@ -1,4 +1,4 @@
-"""Joint predictive density of the query labels of a task, the integral of p(y_1, ..., y_Q | x, w) q(w) over w."""
+"""Joint predictive density of the query labels of a task, ∫ p(y_1, ..., y_Q | x, w) q(w) dw."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ MOST_NUMBERS = 2**24  # largest size of one array; more draws are processed in s
 class JointPredictive:
     """log p(y_query | support, x_query) of T tasks, with w integrated out under q, in nats per task.
 
+    Three methods give the value: a closed form, importance sampling or annealing. Only annealing has two bounds that
+    differ from the value.
+
     Attributes:
-        value: [T], the estimate: a closed form, or the middle of the bounds.
-        lower: [T], lower bound; equal to `value` for a closed form, and for reliable importance sampling.
-        upper: [T], upper bound; equal to `value` for a closed form, and for reliable importance sampling.
-        pareto_k: [T], Pareto k of the importance weights, which are reliable for k < 0.7; 0 for a closed form.
-        effective_size: [T], effective sample size of the importance draws; for a closed form at least 100, which counts
-            as reliable.
+        value: [T], the log density; for annealing, the middle of the bounds.
+        lower: [T], lower bound.
+        upper: [T], upper bound.
+        pareto_k: [T], Pareto k of the importance weights; reliable for k < 0.7. 0 for a closed form.
+        effective_size: [T], effective sample size of the importance draws; reliable from 100. A closed form has a
+            reliable size.
         num_queries: [T], number of query labels.
     """
 
@@ -48,19 +51,21 @@ class JointPredictive:
 
     @property
     def trusted(self) -> Tensor:
-        """Per task: 1 if the value is a closed form or from reliable importance sampling, 0 if it is from annealing."""
+        """Per task [T]: 1 for a closed form or reliable importance sampling, 0 for annealing."""
         return ((self.pareto_k < TRUSTED_K) & (self.effective_size >= TRUSTED_SIZE)).to(self.value.dtype)
 
 
 def joint_predictive(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
     """Compute the log of the joint predictive density of the query labels of each task.
 
-    The density is the integral of p(y | x, w) q(w) over w. It is a closed form for a point estimate, and for a Gaussian
-    q with a linear Gaussian model. Otherwise it is estimated by `estimated_joint`.
+        density = ∫ p(y | x, w) q(w) dw
+
+    The density has a closed form for a point estimate, and for a Gaussian q with a linear Gaussian model. Otherwise it
+    is estimated by `estimated_joint`.
 
     Args:
         model: the likelihood.
-        q: a distribution over w, batch [T], which must not depend on the query labels.
+        q: a distribution over w, batch [T]. q must not depend on the query labels.
         episodes: T tasks with features as inputs.
         samples: importance draws per task.
     """
@@ -80,9 +85,9 @@ def _exact(value: Tensor, episodes: Episodes, samples: int) -> JointPredictive:
 def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
     """Estimate the joint predictive density of the query labels by importance sampling or annealing.
 
-    The proposal depends on the query labels. In expectation, the log of an average of unbiased weights is a lower bound
-    on the log density, with a bias of about 1 / (2 effective sample size). Tasks with Pareto k < 0.7 and effective
-    sample size >= 100 get this estimate. All other tasks get the two bounds of annealed importance sampling.
+    Tasks with Pareto k < 0.7 and an effective sample size (ESS) of at least 100 get the importance-sampling estimate,
+    the log of the average weight. The estimate is too low by about 1 / (2 ESS). All other tasks get the two bounds of
+    annealed importance sampling. The proposal depends on the query labels.
 
     Args:
         model: the likelihood.
@@ -104,7 +109,7 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
 
 
 def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
-    """Compute log weights log f - log g [L, T] of the target f, at L draws of the proposal g for each of T tasks.
+    """Compute log weights log f - log g [L, T] at L draws of the proposal g for T tasks; f is the target.
 
     The draws are made in several parts to limit memory.
     """
@@ -121,7 +126,8 @@ def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
 def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
     """Bound the log evidence of each task from below and above by annealing.
 
-    The number of temperatures grows until the bounds differ by less than TIGHT nats per query, or up to MOST_STAGES.
+    The number of temperatures grows until the bounds differ by less than TIGHT nats per query. MOST_STAGES is the
+    largest number.
     """
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:

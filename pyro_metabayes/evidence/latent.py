@@ -1,4 +1,4 @@
-"""Changes of variables from coordinates z, which are about standard normal, to w ~ q."""
+"""Changes of variables from approximately standard normal coordinates z to w ~ q."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Latent(Protocol):
     affine: bool
 
     def at(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return weights w [..., T, *W] of shape *W at z, and log(q(w) |det dw / dz| / N(z; 0, I)) [..., T]."""
+        """Return weights w [..., T, *W] at z, and log(q(w) |det dw / dz| / N(z; 0, I)) [..., T]."""
 
 
 def latent_of(q: TorchDistribution) -> Latent:
@@ -56,9 +56,9 @@ class GaussianLatent:
 
 
 class SiteLatent:
-    """The change of variables for a q that is not Gaussian, site by site (`diagnostics/coordinates.py`).
+    """The change of variables for a distribution q that is not Gaussian, site by site.
 
-    A real site is mean + sd z; any other site is the image of real numbers under a bijection.
+    A real site is mean + sd z. Any other site is a bijection of z (`diagnostics/coordinates.py`).
     """
 
     affine = False
@@ -79,5 +79,5 @@ class SiteLatent:
 
 
 def log_standard_normal(z: Tensor) -> Tensor:
-    """Compute log N(z; 0, I) [...] for z [..., P], over its last axis."""
+    """Compute log N(z; 0, I) [...] for z [..., P]."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""Precision matrices I + V V^T of Gaussians, with fast solves and draws of many samples at once."""
+"""Precision matrices I + V V^T of Gaussians, with fast solves and fast draws of many samples."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Precision(Protocol):
     log_det: Tensor
 
     def root(self, u: Tensor) -> Tensor:
-        """Compute R u [L, T, P] for L standard normal draws u [L, T, P]; R R^T is the covariance of each task."""
+        """Compute R u [L, T, P] for L standard normal draws u [L, T, P]; R R^T is the covariance."""
 
     def solve(self, b: Tensor) -> Tensor:
-        """Multiply the covariance of each task by the vector b of this task [T, P]."""
+        """Multiply the covariance of each task by b [T, P], one vector per task."""
 
 
 def precision_of(roots: list[Tensor]) -> Precision:
     """Build the precision I + (1/S) sum_s V_s V_s^T of T tasks with P coordinates.
 
-    It is factorised as a P x P matrix if P <= DENSE (2048), otherwise as an M x M matrix.
+    The result factorises a P x P matrix if P <= DENSE (2048), otherwise an M x M matrix.
 
     Args:
         roots: the S matrices V_s [T, P, M]; S must be 1 if P > DENSE.
@@ -63,7 +63,7 @@ class DensePrecision:
 
 
 class ThinPrecision:
-    """Precision I + V V^T, stored as V [T, P, M] and the Cholesky factor L of I + V^T V, for many coordinates P.
+    """Precision I + V V^T for many coordinates P, stored as V [T, P, M] and the Cholesky factor L of I + V^T V.
 
     A root of the covariance is R = I - V L^-T (I + L)^-1 V^T, as in `inference.laplace.LowRankPrecision`.
     """

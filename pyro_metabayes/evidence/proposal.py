@@ -1,4 +1,4 @@
-"""Gaussian importance-sampling proposals for w that depend on the query labels."""
+"""Gaussian proposals for importance sampling of w, given the query labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FACTORS = (1.0, 0.5, 0.25, 0.0625)  # lengths of a step, relative to a Newton st
 
 
 def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """Compute sum_i log p(y_i | x_i, w) [..., T] over unmasked queries i, for weights w [..., T, *W] of shape *W."""
+    """Compute sum_i log p(y_i | x_i, w) [..., T] over the unmasked queries i, for weights w [..., T, *W]."""
     observed = episodes.observed()
     log_prob = model.likelihood(w, observed.query_x, observed).log_prob(episodes.query_y)
     return torch.where(episodes.query_mask, log_prob, 0.0).sum(-1)
@@ -33,10 +33,11 @@ def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The function log f(z), with f(z) = p(y | w(z)) q(w(z)) |det dw / dz|.
+    """The function log f(z), whose integral ∫ f(z) dz is the evidence ∫ p(y | w) q(w) dw.
 
-    The integral of f over z is the evidence, the integral of p(y | w) q(w) over w. The coordinates z of w ~ q are about
-    standard normal. For a Gaussian q, f(z) = N(z; 0, I) p(y | w(z)).
+        f(z) = p(y | w(z)) q(w(z)) |det dw / dz|
+
+    The coordinates z of w ~ q are about standard normal. For a Gaussian q, f(z) = N(z; 0, I) p(y | w(z)).
 
     Args:
         model: the likelihood.
@@ -49,13 +50,13 @@ class Target:
     episodes: Episodes
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Compute log f(z) [..., T] at z [..., T, P], for T tasks with P coordinates."""
+        """Compute log f(z) [..., T] at z [..., T, P] for T tasks with P coordinates."""
         w, log_factor = self.latent.at(z)
         return log_standard_normal(z) + log_factor + log_likelihood(self.model, w, self.episodes)
 
     @property
     def has_curvature(self) -> bool:
-        """Whether the Gauss-Newton matrix is known: w is affine in z, and the likelihood has a Fisher information."""
+        """Whether the Gauss-Newton matrix exists: w is affine in z, and the likelihood has a Fisher information."""
         if not self.latent.affine or type(self.model).likelihood is not Model.likelihood:
             return False
         w, _ = self.latent.at(self.origin)
@@ -64,14 +65,14 @@ class Target:
 
     @property
     def origin(self) -> Tensor:
-        """The point z = 0 per task and coordinate [T, P], at which w is the mean of a Gaussian q."""
+        """The point z = 0 [T, P]; for a Gaussian q, w(0) is the mean of q."""
         like = self.episodes.query_x
         return like.new_zeros(self.episodes.num_tasks, self.latent.num_coordinates)
 
     def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiate -log p(y | w(z)) at z [T, P] for T tasks with P coordinates.
 
-        Returns the gradient [T, P], and a root V [T, P, columns] of the generalised Gauss-Newton matrix V V^T.
+        Returns the gradient [T, P], and V [T, P, columns], a root of the generalised Gauss-Newton matrix V V^T.
         """
         episodes = self.episodes
         w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)[:2]
@@ -100,23 +101,23 @@ class Proposal:
         return self.mean + self.root(u)
 
     def log_weight(self, target: Target, u: Tensor) -> Tensor:
-        """Compute the log importance weight log f(z) - log g(z) per task at z = mean + R u, for u [..., T, P]."""
+        """Compute the log importance weight log f(z) - log g(z) [..., T] at z = mean + R u, for u [..., T, P]."""
         return target(self.at(u)) - log_standard_normal(u) - self.log_det
 
 
 def proposal_of(target: Target) -> Proposal:
-    """Compute a Gaussian proposal close to f, the unnormalised posterior of w given the query labels under the prior q.
+    """Compute a Gaussian proposal close to f (`Target`), the unnormalised posterior given prior q and query labels.
 
-    Newton's method finds the mode of f, and the curvature at the mode gives Laplace's approximation. For at most DENSE
-    (2048) coordinates, further steps average gradient and curvature over draws of the approximation. These steps lead
-    to the Gaussian with the largest ELBO. Under a cosine head this Gaussian is the better proposal: its draws have the
-    norm of draws of q, whereas the mode has a smaller norm. (Opper and Archambeau 2009; Khan and Lin 2017.)
+    Newton's method finds the mode of f. The curvature at the mode gives Laplace's approximation. For at most DENSE
+    (2048) coordinates, further steps use gradient and curvature averaged over draws of the approximation. These steps
+    lead to the Gaussian with the largest ELBO, a better proposal for a cosine head. (Opper and Archambeau 2009; Khan
+    and Lin 2017.)
 
     Args:
-        target: f of T tasks.
+        target: the function f of T tasks.
 
     Returns:
-        The proposal; N(0, I) in the coordinates z if the curvature of the likelihood is not known.
+        The proposal. Without a known curvature of the likelihood, this is N(0, I) in the coordinates z.
     """
     origin = target.origin
     proposal = Proposal(origin, _identity, origin.sum(-1))
@@ -136,7 +137,7 @@ def _identity(u: Tensor) -> Tensor:
 
 
 def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
-    """Make one Newton step, with derivatives averaged over the points mean + offsets; offsets are [points, T, P]."""
+    """Make one Newton step with derivatives averaged over the points mean + offsets; offsets are [points, T, P]."""
     mean = proposal.mean
     slopes, roots = zip(*(target.derivatives(mean + offset) for offset in offsets), strict=True)
     precision = precision_of(list(roots))
@@ -145,7 +146,7 @@ def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
 
 
 def _antithetic(like: Tensor) -> Tensor:
-    """Draw PAIRS standard normal tensors u of the shape of `like`; return all u, followed by all -u (antithetic)."""
+    """Draw PAIRS standard normal tensors u of the shape of `like`; return all u, then all -u."""
     with drawing():
         noise = torch.randn(PAIRS, *like.shape, dtype=like.dtype, device=like.device)
     return torch.cat((noise, -noise))
@@ -154,7 +155,7 @@ def _antithetic(like: Tensor) -> Tensor:
 def _best(target: Target, mean: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
     """Move the mean of each task along `direction`, by the step length with the largest average of log f.
 
-    The average is over the points mean + offsets. The step lengths are FACTORS and 0.
+    The average is over the points mean + offsets. The step lengths to choose from are FACTORS and 0.
     """
     lengths = torch.tensor((*FACTORS, 0.0), dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
     means = mean + lengths * direction  # [lengths, T, P]

@@ -1,1 +1,1 @@
-"""Exact inference and NUTS, for comparison with amortized inference."""
+"""Exact inference and NUTS, as references for amortized inference."""

@@ -1,4 +1,4 @@
-"""Closed forms of posterior, predictions and evidence for y_i = w x_i + noise with a Gaussian prior on w."""
+"""Posterior, predictions and evidence in closed form for y_i = w x_i + noise, with a Gaussian prior on w."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_metabayes.inference.divergences import innermost
 
 
 def precision_of(prior: TorchDistribution) -> Tensor:
-    """Return the precision matrix of each row of w per task, [T, Y, D, D], under a Gaussian over w [Y, D].
+    """Return the precision matrix [T, Y, D, D] of each row of w, for a Gaussian over w [Y, D].
 
     Raises:
         UsageError: the prior is not Gaussian.
@@ -37,8 +37,10 @@ def posterior_of_rows(
 ) -> TorchDistribution:
     """Compute the exact posterior of linear regression, y_ik ~ N(w_k . x_i, noise^2), with independent rows w_k of w.
 
-    If the prior of w_k has precision P_k and mean m_k, its posterior has precision P = P_k + sum_i x_i x_i^T / noise^2
-    and mean P^-1 (P_k m_k + sum_i y_ik x_i / noise^2). (Bishop 2006, eqs. 3.49 to 3.51.)
+        precision P = P_k + sum_i x_i x_i^T / noise^2
+        mean        = P^-1 (P_k m_k + sum_i y_ik x_i / noise^2)
+
+    where P_k and m_k are precision and mean of the prior of w_k. (Bishop 2006, eqs. 3.49 to 3.51.)
 
     Args:
         prior: a Gaussian over w, batch [T], event [Y, D], for T tasks, Y outputs and D features.
@@ -61,7 +63,7 @@ def posterior_of_rows(
 
 
 def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
-    """Compute the variance x_i^T S_k x_i of the outputs w_k . x_i, where the rows w_k of w have covariances S_k.
+    """Compute the variance x_i^T S_k x_i of the outputs w_k . x_i, where S_k is the covariance of row w_k of w.
 
     Args:
         q: a Gaussian over w, batch [T], event [Y, D], for T tasks, Y outputs and D features.
@@ -74,13 +76,15 @@ def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """Compute the log evidence log p(y | x) per task [T] of linear regression, in nats, with w integrated out.
+    """Compute the log evidence log p(y | x) [T] of linear regression in nats, with w integrated out.
 
-    The arguments are those of `posterior_of_rows`. For each output k, y_k ~ N(X m_k, X S_k X^T + noise^2 I), where m_k
-    and S_k = R R^T are mean and covariance of row k of w. With the definitions A = X R / noise, r = (y_k - X m_k) /
-    noise, M = I + A^T A (a D x D matrix) and u = M^-1 A^T r, the result is the sum over k of log p(y_k), where
+    The arguments are those of `posterior_of_rows`. The result is the sum over the outputs k of log p(y_k):
 
-        -2 log p(y_k) = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2.
+        y_k ~ N(X m_k, X S_k X^T + noise^2 I)
+        -2 log p(y_k) = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2
+        A = X R / noise,   r = (y_k - X m_k) / noise,   M = I + A^T A,   u = M^-1 A^T r
+
+    where m_k and S_k = R R^T are mean and covariance of row k of w.
     """
     points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
     residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
@@ -94,12 +98,12 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
 
 
 def _one_like(x: Tensor) -> Tensor:
-    """Return the identity matrix of the size of the last axis of x."""
+    """Return the identity matrix with the size of the last axis of x."""
     return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 def _root_of(q: TorchDistribution) -> Tensor:
-    """Return a root R [T, Y, D, D] of the covariance R R^T of each row of w, for a Gaussian over w [Y, D] per task."""
+    """Return a root R [T, Y, D, D] of the covariance R R^T of each row of w, for a Gaussian over w [Y, D]."""
     inner = innermost(q)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.scale_tril

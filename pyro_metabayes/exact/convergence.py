@@ -18,9 +18,9 @@ TAILS = (0.05, 0.95)
 
 
 def r_hat(x: Tensor) -> Tensor:
-    """Compute R-hat of draws x [chains, draws, ...], the larger one of the values for the chains and the folded chains.
+    """Compute R-hat of draws x [chains, draws, ...]: the maximum over the chains and the folded chains.
 
-    Chains are split and rank-normalised. Folding replaces a draw by its distance to the median.
+    Chains are split and rank-normalised. Folding replaces a draw by the distance to the median.
     """
     chains = _split(x)
     folded = (chains - chains.flatten(0, 1).median(0).values).abs()
@@ -35,7 +35,7 @@ def bulk_size(x: Tensor) -> Tensor:
 def tail_size(x: Tensor) -> Tensor:
     """Compute the tail effective sample size of draws x [chains, draws, ...].
 
-    It is the smaller one of the effective sample sizes of the 5% and the 95% quantile.
+    The result is the smaller of two effective sample sizes: of the 5% quantile and of the 95% quantile.
     """
     ordered = x.flatten(0, 1).sort(0).values  # torch.quantile refuses many weights
     quantiles = (ordered[round(level * (len(ordered) - 1))] for level in TAILS)
@@ -44,20 +44,20 @@ def tail_size(x: Tensor) -> Tensor:
 
 
 def _split(x: Tensor) -> Tensor:
-    """Split every chain of draws [chains, draws, ...] into two halves; the middle draw of an odd number is left out."""
+    """Split each chain of draws [chains, draws, ...] into two halves, without the middle draw of an odd number."""
     half = x.shape[1] // 2
     return torch.cat((x[:, :half], x[:, x.shape[1] - half :]))
 
 
 def _rank_normalised(x: Tensor) -> Tensor:
-    """Replace draws by normal scores Phi^-1((rank - 3/8) / (S + 1/4)) over all S draws of all chains. (Blom 1958.)"""
+    """Replace each of the S draws of all chains by the normal score Phi^-1((rank - 3/8) / (S + 1/4)). (Blom 1958.)"""
     flat = x.flatten(0, 1)
     ranks = flat.argsort(0).argsort(0) + 1
     return torch.special.ndtri((ranks.to(x.dtype) - 0.375) / (len(flat) + 0.25)).view(x.shape)
 
 
 def _effective_size(x: Tensor) -> Tensor:
-    """Compute the effective sample size of S draws, at most S log10 S; it exceeds S if draws are anticorrelated."""
+    """Compute the effective sample size of S draws, at most S log10 S; above S for anticorrelated draws."""
     num_draws = x.shape[0] * x.shape[1]
     most = num_draws * math.log10(num_draws)
     size = effective_sample_size(x, 0, 1)

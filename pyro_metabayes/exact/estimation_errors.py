@@ -1,4 +1,4 @@
-"""Predictive intervals of a linear mixed model that account for the estimation errors of its parameters."""
+"""Predictive intervals of a linear mixed model, widened for the estimation errors of the parameters."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood do
 
 @dataclass(frozen=True)
 class Widening:
-    """Spread of Student-t predictions for Q queries of T groups that accounts for estimation errors.
+    """Spread of Student-t predictions for Q queries of T groups, with estimation errors.
 
     Attributes:
         sd: [T, Q], scale of Student's t, in the unit of the label.
-        ratio: [T, Q], sd divided by the standard deviation at maximum likelihood without estimation errors.
+        ratio: [T, Q], sd divided by the predictive standard deviation at maximum likelihood, without estimation errors.
         freedom: [T, Q], degrees of freedom of Student's t.
     """
 
@@ -37,7 +37,7 @@ class Widening:
     freedom: Tensor
 
     def quantile(self, level: float) -> Tensor:
-        """Compute the half width, divided by sd, of the central interval with probability `level`, per query."""
+        """Compute the half width of the central interval with probability `level` in units of sd, per query [T, Q]."""
         from scipy.special import stdtrit  # here, since a command would import it at its start
 
         return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
@@ -45,23 +45,26 @@ class Widening:
 
 @dataclass(frozen=True)
 class EstimationErrors:
-    """Estimates psi of the parameters of a linear mixed model, and the covariance C of their estimation errors.
+    """Estimates psi of the parameters of a linear mixed model, and the covariance C of the estimation errors.
 
-    Let m(psi) and v(psi) be mean and variance of a prediction given psi, and C the inverse of the observed information
-    of psi. The prediction is Student's t with mean m, squared scale s^2 and df degrees of freedom,
+    A prediction is Student's t with mean m, scale s and df degrees of freedom:
 
-        s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v).
+        s^2 = v + grad m^T C grad m
+        df = 2 v^2 / (grad v^T C grad v)
 
-    where grad is the gradient in psi. psi is estimated by restricted maximum likelihood, with a penalty such that no sd
-    of effects is 0. (Kackar and Harville 1984, "Approximations for standard errors of estimators of fixed and random
-    effects"; Satterthwaite 1946.)
+    where m(psi) and v(psi) are mean and variance of the prediction given psi, grad is the gradient with respect to psi,
+    and C is the inverse of the observed information of psi.
+
+    psi is estimated by restricted maximum likelihood, with a penalty that keeps each sd of an effect above 0. (Kackar
+    and Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite
+    1946.)
 
     Attributes:
-        maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
-        psi: vector of the coefficients, the free elements of L, and log noise; noise^2 L L^T is the covariance of
-            effects.
-        free: [R, R], True for the elements of L that are estimated, for R effects per group.
-        covariance: C, a matrix of the size of psi.
+        maximum: the maximum-likelihood estimates, for predictions without estimation errors.
+        psi: vector of the coefficients, the free elements of L, and log noise. The covariance of the effects is
+            noise^2 L L^T.
+        free: [R, R], True for the estimated elements of L, for R effects per group.
+        covariance: matrix C, with one row per element of psi.
     """
 
     maximum: MixedEffects
@@ -74,7 +77,7 @@ class EstimationErrors:
 
         Args:
             observed: groups as tasks.
-            noise: whether to predict labels, which include noise, instead of the regression function.
+            noise: True: predict labels, with noise. False: predict the regression function.
         """
         before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]
@@ -100,15 +103,15 @@ class EstimationErrors:
 
 
 def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False) -> EstimationErrors | None:
-    """Estimate the parameters and the covariance of their errors from all points of the training groups.
+    """Estimate the parameters, and the covariance of the estimation errors, from all points of the training groups.
 
     Args:
         groups: groups as tasks, with all points as queries and one number per label.
-        num_random: R; the first R features have group-specific effects.
+        num_random: number R of leading features with group-specific effects.
         diagonal: whether covariances between effects are fixed at 0.
 
     Returns:
-        The estimates; None if a likelihood is unbounded, or there are too few points.
+        The estimates; None if a likelihood is unbounded or there are too few points.
     """
     maximum = maximum_of(groups, num_random, diagonal)
     restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
@@ -121,10 +124,10 @@ def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False)
 
 
 def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
-    """Compute the inverse of the observed information of psi, -d^2 / d psi^2 of the penalised log-likelihood.
+    """Compute the inverse of the observed information, -d^2 / d psi^2 of the penalised log-likelihood.
 
-    Directions of psi in which the likelihood is flat get variance 0: if the sd of an effect is 0, its correlations
-    change neither the likelihood nor a prediction.
+    Directions of psi in which the likelihood is flat get variance 0. An example: the correlations of an effect with sd
+    0, which do not change predictions.
     """
 
     def loss(at: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
 
 
 def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the parameters psi of the mixed model into coefficients, Cholesky factor of covariance, noise sd."""
+    """Split psi into the coefficients, a Cholesky factor of the covariance of the effects, and the noise sd."""
     rows, columns = free.nonzero(as_tuple=True)
     elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
     factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)
@@ -147,7 +150,7 @@ def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
-    """Concatenate the fitted parameters to one vector psi; `free` marks the estimated elements of the factor."""
+    """Concatenate the fitted parameters to the vector psi; `free` marks the estimated elements of the factor."""
     least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
     factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
     return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))

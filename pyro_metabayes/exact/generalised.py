@@ -1,4 +1,4 @@
-"""Generalised linear mixed models: maximum likelihood by quadrature, for one effect of each group."""
+"""Generalised linear mixed models with one effect per group: maximum likelihood by quadrature."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def points_of(episodes: Episodes, has_offset: bool) -> Points:
     """
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError(
-            "expected groups with all points as queries and one number per label, got support points or several "
-            "numbers per label; use Groups.whole"
+            "expected only queries with one number per label, got support points or several numbers per label; use "
+            "Groups.whole"
         )
     episodes = episodes.to("cpu")
     mask = episodes.query_mask
@@ -73,16 +73,19 @@ def points_of(episodes: Episodes, has_offset: bool) -> Points:
 
 
 def likelihood_of(eta: Tensor, family: str) -> TorchDistribution:
-    """Return the likelihood Bernoulli(sigmoid(eta)) or Poisson(exp(eta)) for the linear predictor eta, any shape."""
+    """Return the likelihood Bernoulli(sigmoid(eta)) or Poisson(exp(eta)) of a linear predictor eta [...]."""
     check_choice("data.family", family, FAMILIES)
     return Bernoulli(logits=eta) if family == "bernoulli" else Poisson(eta.exp())
 
 
 def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
-    """Fit a generalised linear mixed model with one effect u per group by maximum likelihood, with quadrature over u.
+    """Fit a generalised linear mixed model with one effect u per group by maximum likelihood.
 
-    The likelihood of group g is p(y_g) = integral of prod_i p(y_i | x_i, u) N(u; 0, sd^2) du. lme4 computes the same
-    with `glmer(..., nAGQ = 25)`; the default of glmer is the Laplace approximation.
+    The likelihood p(y_g) of group g is computed by quadrature over u:
+
+        p(y_g) = ∫ prod_i p(y_i | x_i, u) N(u; 0, sd^2) du
+
+    The function `glmer(..., nAGQ = 25)` of lme4 computes the same estimates.
 
     Args:
         points: the points of all groups.
@@ -94,7 +97,7 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     theta = torch.zeros(points.x.shape[1] + 1, dtype=torch.float64).requires_grad_()
 
     def log_joint() -> Tensor:
-        """Compute log p(y_g, u) up to a constant per quadrature node and group g, for labels y_g and u = sd * node."""
+        """Compute log p(y_g, u) per quadrature node and group g, up to a constant, for u = sd * node."""
         fixed = points.x @ theta[:-1] + points.offset
         eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
         terms = likelihood_of(eta, family).log_prob(points.y)

@@ -12,11 +12,15 @@ from pyro_metabayes.exact.hierarchical_nuts import Draws, chains_of, diagnosed
 
 
 def generalised(points: Points, num_random: int, family: str) -> None:
-    """Pyro program of a generalised linear mixed model, y_i ~ family(x_i . coefficients + offset_i + z_i . u_g).
+    """Pyro program of a generalised linear mixed model.
 
-    z_i are the features of x_i with effects u_g = S R^(1/2) e_g of group g, e_g ~ N(0, I). The priors are weak for
-    standardised features: coefficients ~ N(0, 10^2), standard deviations S ~ half-normal(1), correlations R ~ LKJ(1).
-    The sites are e_g, not u_g, to avoid the funnel geometry of u_g for groups with few points.
+        y_i ~ family(x_i . coefficients + offset_i + z_i . u_g)
+        u_g = S R^(1/2) e_g,   e_g ~ N(0, I)
+        coefficients ~ N(0, 10^2),   S ~ half-normal(1),   R ~ LKJ(1)
+
+    where z_i are the features of x_i with effects u_g of group g, S the standard deviations and R the correlations of
+    the effects. The priors are weak for standardised features. The latent sites are e_g, because u_g has a funnel
+    geometry for groups with few points.
 
     Args:
         points: the points of all groups.
@@ -40,7 +44,7 @@ def sampled_generalised(
 ) -> Draws:
     """Draw from the posterior of a generalised linear mixed model by NUTS, in float64.
 
-    `Draws.noise` is NaN, since the likelihood has no noise parameter.
+    `Draws.noise` is NaN, because the likelihood has no noise parameter.
 
     Args:
         points: the points of all groups.

@@ -1,4 +1,4 @@
-"""Full Bayesian inference by NUTS in a linear mixed model with priors on all parameters, instead of empirical Bayes."""
+"""Full Bayesian inference by NUTS in a linear mixed model with priors on all parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAINS = 2
 
 @dataclass(frozen=True)
 class Draws:
-    """L draws by NUTS from the posterior of a mixed model with R effects per group, for T groups."""
+    """L draws by NUTS from the posterior of a mixed model, for T groups with R effects each."""
 
     coefficients: Tensor  # [L, D]
     factor: Tensor  # [L, R, R], a root of the covariance of the group effects
@@ -34,16 +34,19 @@ class Draws:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the R group effects in each draw, [L, R, R]."""
+        """Covariance [L, R, R] of the R group effects in each draw."""
         return self.factor @ self.factor.mT
 
 
 def hierarchical(sums: Sums) -> None:
-    """Pyro program of a linear mixed model, y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S).
+    """Pyro program of a linear mixed model, with the group effects u_g integrated out.
 
-    z_i are the features of x_i with effects u_g of group g, which are integrated out. The priors are weak for
-    standardised features: coefficients ~ N(0, 10^2), standard deviations S and noise ~ half-normal(1), correlations
-    R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel geometry of u_g.
+        y_i ~ N(x_i . coefficients + z_i . u_g, noise^2),   u_g ~ N(0, S R S)
+        coefficients ~ N(0, 10^2),   S and noise ~ half-normal(1),   R ~ LKJ(1)
+
+    where z_i are the features of x_i with effects u_g of group g, S the standard deviations and R the correlations of
+    the effects. The priors are weak for standardised features. Integration over u_g leaves few dimensions, without a
+    funnel geometry.
 
     Args:
         sums: sufficient statistics of the points of each group.
@@ -61,11 +64,11 @@ def hierarchical(sums: Sums) -> None:
 def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed: int = 0) -> Draws:
     """Draw from the posterior of a linear mixed model given all query points by NUTS, in float64.
 
-    The group effects are drawn exactly, from their Gaussian given a draw of the other parameters.
+    Given a draw of the other parameters, the group effects are Gaussian and drawn exactly.
 
     Args:
         episodes: groups as tasks, with all points as queries.
-        num_random: R; the first R features have group-specific effects.
+        num_random: number R of leading features with group-specific effects.
         samples: draws of each of the two chains.
         warmup: warm-up steps of each chain.
         seed: seed of both chains and of the effects.
@@ -102,14 +105,14 @@ def chains_of(
         samples: draws of each chain; there are CHAINS (2) chains.
         warmup: warm-up steps of each chain.
         seed: seed of all chains.
-        compiled: whether torch.jit traces the density, which gives the same draws.
+        compiled: whether torch.jit traces the density. The draws are the same.
 
     Returns:
         Draws [chains, samples, ...] by name of the site.
     """
     if samples < 4 or warmup < 1:
         raise UsageError(
-            f"expected samples >= 4 and warmup >= 1 for NUTS, got samples={samples}, warmup={warmup}; "
+            f"expected samples >= 4 and warmup >= 1 for NUTS, got samples={samples} and warmup={warmup}; "
             "increase the number that is too small"
         )
     chains = []
@@ -129,18 +132,18 @@ def diagnosed(varying: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """Draw the group effects w = coefficients[:R] + F e given the points and L draws of all other parameters.
+    """Draw the weights w = coefficients[:R] + F e of each group, given the points and L draws of the parameters.
 
     Given the points z of a group, e is Gaussian with precision I + F^T z^T z F / noise^2.
 
     Args:
         sums: sufficient statistics of the points of each of T groups.
         coefficients: [L, D], for D features.
-        factor: F [L, R, R], a root of the covariance F F^T of the R effects.
+        factor: [L, R, R], a root F of the covariance F F^T of the R effects.
         noise: [L], standard deviation of the noise.
 
     Returns:
-        w [L, T, R].
+        The weights w [L, T, R].
     """
     num_random = factor.shape[-1]
     contrast = torch.cat((-coefficients, torch.ones_like(coefficients[:, :1])), -1)

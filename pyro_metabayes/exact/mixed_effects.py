@@ -1,4 +1,4 @@
-"""Linear mixed models in closed form: maximum likelihood (empirical Bayes) and restricted maximum likelihood."""
+"""Linear mixed models: maximum likelihood (empirical Bayes) and restricted maximum likelihood."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ STARTS = (1.0, 0.3, 0.1)  # start values of sd / noise; a long first step may en
 
 @dataclass(frozen=True)
 class MixedEffects:
-    """Estimates of a linear mixed model, y_i = x_i . coefficients + z_i . u_g + noise e_i, with u_g ~ N(0, covariance).
+    """Estimates of a linear mixed model, y_i = x_i . coefficients + z_i . u_g + noise e_i.
 
-    z_i are the first R of the D features x_i, which have effects u_g of group g, and e_i ~ N(0, 1).
+    u_g ~ N(0, covariance) are the effects of group g on z_i, the first R of the D features x_i; e_i ~ N(0, 1).
     """
 
     coefficients: Tensor  # [D]
@@ -34,9 +34,9 @@ class MixedEffects:
     log_likelihood: float  # of all points, in nats; the restricted log-likelihood after restricted maximisation
 
     def effects(self, observed: Observed) -> TorchDistribution:
-        """Compute p(w | support) of the R weights w = coefficients[:R] + u_g of each group: batch [T], event [1, R].
+        """Compute p(w | support), batch [T], event [1, R], of the weights w = coefficients[:R] + u_g of each group.
 
-        The mean is the best linear unbiased prediction. The variance ignores the errors of the estimates.
+        The mean is the best linear unbiased prediction. The variance ignores the estimation errors.
         """
         num_random = len(self.covariance)
         x, y = observed.support_x.double(), observed.support_y.double()
@@ -48,14 +48,14 @@ class MixedEffects:
         return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Compute the part of the mean of each point that is due to features without group effects."""
+        """Compute the contribution of the features without group effects to the mean of each point."""
         num_random = len(self.covariance)
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sufficient statistics of n points x, y in T groups for the likelihood; z are the first R of the D features x."""
+    """Sufficient statistics of the points x, y of T groups; z are the first R of the D features x."""
 
     zz: Tensor  # z^T z of each group [T, R, R]
     zp: Tensor  # z^T (x, y) of each group [T, R, D + 1]
@@ -66,25 +66,23 @@ class Sums:
 def fit(
     episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False, penalised: bool = False
 ) -> MixedEffects:
-    """Fit a linear mixed model to all query points by maximum likelihood or restricted maximum likelihood, in float64.
+    """Fit a linear mixed model to all n query points by (restricted) maximum likelihood, in float64.
 
-    With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and b the generalised least-squares coefficients,
+        -2 log p(y) = sum_g log |M_g| + n (1 + log(2 pi r / n)),   M_g = I + L^T z^T z L
+        r = |y - x b|^2 - sum_g |M_g^{-1/2} L^T z^T (y - x b)|^2,   noise^2 = r / n
 
-        -2 log p(y) = sum_g log |M_g| + n (1 + log(2 pi r / n)),    noise^2 = r / n,
-        r = |y - x b|^2 - sum_g |M_g^{-1/2} L^T z^T (y - x b)|^2;
-
-    L-BFGS optimises only L, which may become singular if groups do not differ. (Bates et al. 2015, "Fitting linear
-    mixed-effects models using lme4", eqs. 34 and 41.)
+    where noise^2 L L^T is the covariance, and b are the generalised least-squares coefficients. L-BFGS optimises only
+    L. (Bates et al. 2015, "Fitting linear mixed-effects models using lme4", eqs. 34 and 41.)
 
     Args:
         episodes: groups as tasks, with all points as queries and one number per label.
-        num_random: R; the first R features have group-specific effects.
-        restricted: whether to use restricted maximum likelihood: -2 log p(y) gets the further term log |x^T V^-1 x|,
-            V = I + z L L^T z^T, and n is replaced by n - D.
+        num_random: number R of leading features with group-specific effects.
+        restricted: whether to use restricted maximum likelihood. -2 log p(y) then has the further term
+            log |x^T V^-1 x| with V = I + z L L^T z^T, and n - D replaces n.
         diagonal: whether covariances between effects are fixed at 0.
-        penalised: whether 2 log |L| is added to 2 log p(y), so that no estimated sd is 0: the prior density of L is
-            proportional to |L|. `log_likelihood` of the result does not contain this term. (Chung et al. 2013, "A
-            nondegenerate penalized likelihood estimator for variance parameters in multilevel models".)
+        penalised: whether 2 log |L| is added to 2 log p(y), which keeps each estimated sd above 0. The result
+            `log_likelihood` is without this term. (Chung et al. 2013, "A nondegenerate penalized likelihood estimator
+            for variance parameters in multilevel models".)
 
     Raises:
         UsageError: there are support points, labels have several numbers, or there are at most D points.
@@ -93,7 +91,7 @@ def fit(
     num_features = len(sums.pp) - 1
     if sums.num_points <= num_features:
         raise UsageError(
-            f"expected more than {num_features} points, the number of coefficients, got {sums.num_points}; add data"
+            f"expected more points than the {num_features} coefficients, got {sums.num_points} points; add data"
         )
     where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
     scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any scale
@@ -117,7 +115,7 @@ def fit(
 
 
 def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Compute the covariance of the estimated coefficients, given covariance of the group effects and noise sd."""
+    """Compute the covariance of the estimated coefficients, given the covariance of the effects and the noise sd."""
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
@@ -125,7 +123,7 @@ def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
 def maximum_of(
     episodes: Episodes, num_random: int, diagonal: bool = False, restricted: bool = False, penalised: bool = False
 ) -> MixedEffects | None:
-    """Call `fit` for a standardised response; return None if the likelihood is unbounded or points are too few."""
+    """Call `fit` for a standardised response; return None for an unbounded likelihood or too few points."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
         found = fit(episodes, num_random, restricted, diagonal, penalised)
@@ -154,8 +152,8 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
     """Compute the sufficient statistics of the query points of all groups, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError(
-            "expected groups with all points as queries and one number per label, got support points or several "
-            "numbers per label; use Groups.whole"
+            "expected only queries with one number per label, got support points or several numbers per label; use "
+            "Groups.whole"
         )
     episodes = episodes.to("cpu")  # on the CPU, since the optimiser reads every loss, and in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
@@ -164,7 +162,7 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
 
 
 def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """Compute the log-likelihood log p(y | x) of a linear mixed model, in nats, with the effects integrated out.
+    """Compute log p(y | x) of a linear mixed model in nats, with the effects integrated out.
 
     Args:
         sums: sufficient statistics of the points.
@@ -181,9 +179,9 @@ def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tens
 
 
 def _deviance(sums: Sums, factor: Tensor, restricted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the deviance -2 log p(y) at L (`factor`) with optimal coefficients and noise variance.
+    """Compute the deviance -2 log p(y) at L (`factor`), with the optimal coefficients and noise variance.
 
-    Returns the deviance, these coefficients, this variance, and (x^T V^-1 x)^-1, with V as in `fit`.
+    Returns the deviance, the coefficients, the noise variance, and (x^T V^-1 x)^-1 with V of `fit`.
     """
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor)
     explained = torch.linalg.solve_triangular(root, factor.mT @ sums.zp, upper=False)

@@ -1,4 +1,4 @@
-"""Memoisation of support-set encodings within one evaluation of the loss, so that model and guide share them."""
+"""Memoisation of support-set encodings, which model and guide share within one evaluation of the loss."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 @contextmanager
 def memoise() -> Iterator[None]:
-    """In a with block, evaluate methods marked `support_encoding` only once per support set and settings.
+    """Context manager: evaluate methods marked `support_encoding` only once per support set and settings.
 
-    Parameters must not change inside the block. The stored results and their autograd graphs are dropped at the end of
-    the block. Nested blocks share their results.
+    Parameters must not change inside the block. The results and their autograd graphs are stored until the end of the
+    block. Nested blocks share results.
     """
     outer = _memory.get()
     token = _memory.set({} if outer is None else outer)
@@ -30,10 +30,10 @@ def memoise() -> Iterator[None]:
 
 
 def support_encoding(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Mark a method as a support-set encoding, whose result `memoise` stores.
+    """Decorator: mark a method as a support-set encoding, whose result `memoise` stores.
 
     Args:
-        method: method(self, observed, *settings) of a module, which uses only the support set of `observed`.
+        method: method(self, observed, *settings) of a module. It must use only the support set of `observed`.
     """
 
     @wraps(method)

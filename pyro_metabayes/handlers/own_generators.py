@@ -1,4 +1,4 @@
-"""Random number generators for one thread, which torch's random operations use instead of the global generators."""
+"""Random number generators of one thread, used by torch's random operations instead of the global generators."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
-    """Return the arguments of get_rng_state: the device, or none for "cpu" and "mps", which take no device."""
+    """Return the arguments of get_rng_state for a device: none for "cpu" and "mps", else the device."""
     return () if device.type in ("cpu", "mps") else (device,)
 
 
 class OwnGenerators(TorchDispatchMode):
-    """Torch mode that passes a generator of its own, one per device, to every random operation of this thread.
+    """Torch mode that passes its own generators, one per device, to every random operation of this thread.
 
     Args:
         seed: seed of every generator.
@@ -36,7 +36,7 @@ class OwnGenerators(TorchDispatchMode):
         return {device: generator.get_state() for device, generator in self._generators.items()}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Restore the generators from `states`, by device; generators of other devices start again from the seed."""
+        """Restore the generators of the devices in `states`; other generators start again from the seed."""
         self._generators = {device: Generator(device) for device in states}
         for device, state in states.items():
             self._generators[device].set_state(state)
@@ -62,7 +62,7 @@ class OwnGenerators(TorchDispatchMode):
 
 
 def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Return args and kwargs of an operation, with a positional argument `generator` moved to kwargs."""
+    """Return args and kwargs of an operation, after moving a positional argument `generator` to kwargs."""
     place = next(
         (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
     )
@@ -71,7 +71,7 @@ def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-    """Return the device on which the numbers are drawn, with an index if there can be several devices of its type."""
+    """Return the device of the drawn numbers, with an index if there can be several devices of the type."""
     tensors = [value.device for value in args if isinstance(value, Tensor)]
     device = torch.device(kwargs.get("device") or (tensors[0] if tensors else "cpu"))
     if device.index is None and device.type not in ("cpu", "meta", "mps"):
@@ -97,10 +97,10 @@ _lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether the globa
 def _drawn_with_lent_state(
     generator: Generator, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run an operation that takes no generator, such as dropout, with the state of `generator`.
+    """Run an operation that takes no argument `generator`, such as dropout, with the state of `generator`.
 
-    The global generator has the state of `generator` during the operation. Afterwards `generator` gets the advanced
-    state, and the global generator its earlier state.
+    During the operation, the global generator has the state of `generator`. Afterwards, `generator` gets the advanced
+    state, and the global generator gets back its earlier state.
     """
     device = generator.device
     module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)

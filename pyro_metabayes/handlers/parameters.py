@@ -1,4 +1,4 @@
-"""Pyro messages for the parameters of models and guides, which are derived from `Program`."""
+"""Pyro messages for the parameters of models and guides; both are subclasses of `Program`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Suppress the Pyro messages that a Program sends when one of its parameters is read, in a with block.
+    """Context manager: a Program sends no Pyro message when a parameter is read.
 
-    PyroModule sends one message for every parameter that is read, which takes a third of the time of a small training
-    step. The objectives of this package do not need these messages.
+    The messages take a third of the time of a small training step. The objectives of this package do not need them.
     """
     token = _messages_off.set(True)
     try:
@@ -53,7 +52,7 @@ class Program(PyroModule):
 
 @contextmanager
 def held_constant(module: nn.Module) -> Iterator[None]:
-    """Treat the parameters of a module as constants in a with block: no gradient with respect to them is computed."""
+    """Context manager: compute no gradient with respect to the parameters of a module."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -67,10 +66,9 @@ def held_constant(module: nn.Module) -> Iterator[None]:
 def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Send a Pyro `param` message for every parameter of a module, so that pyro.infer.SVI trains the parameter.
 
-    SVI trains the parameters that are param sites. A PyroModule sends the messages of parameters that belong to the
-    PyroModule itself, but not of parameters of an nn.Linear inside. The function pyro.module would send them too, but
-    would keep the parameters in Pyro's global store, which all learners of a process share. Messages are sent only
-    inside SVI's handler (param_only), since the training loop of this package reads the parameters from torch.
+    PyroModule alone sends no message for the parameters of a submodule such as nn.Linear. The function pyro.module
+    sends all messages, but keeps the parameters in a global store that all learners share. Messages are sent only
+    inside SVI's handler (param_only).
 
     Args:
         module: the model or the guide.
@@ -88,13 +86,13 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 
 
 def _refuse_jit() -> None:
-    """Raise a UsageError if the program runs inside a Jit objective of Pyro, which cannot compile it."""
+    """Raise a UsageError if the program runs inside a Jit objective of Pyro."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:  # only the call stack shows that Pyro is compiling this program
         if frame.f_code is CompiledFunction.__call__.__code__:
             raise UsageError(
-                "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
-                "in Pyro's global store and tensors as data; use the class without Jit, such as Trace_ELBO"
+                "expected an objective that is not compiled, got one of Pyro's Jit objectives; use the class without "
+                "Jit, such as Trace_ELBO"
             )
         frame = frame.f_back
 

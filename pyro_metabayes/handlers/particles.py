@@ -1,4 +1,4 @@
-"""Several draws of each latent without an additional plate, reproducible for any number of processes."""
+"""Several draws of each latent without an additional plate. The draws do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from pyro_metabayes.seeding import drawing, task_draws
 
 
 class Particles(Messenger):
-    """Effect handler that draws each latent `num_particles` times, along a new leading dimension of its value.
+    """Effect handler that draws each latent `num_particles` times, along a new leading dimension of the value.
 
-    With one particle there is no new dimension. Distributions keep the shape of one particle, so a KL is computed only
-    once. (Pyro's vectorised particles are a plate, which expands every distribution, so a KL is computed per particle.)
+    With one particle there is no new dimension. Distributions are not expanded, so a KL is computed only once.
 
-    A latent without batch dimensions has one draw for all tasks; any other latent has one draw per task. A distribution
-    that depends on earlier draws already has the particle dimension, and is drawn once. With several particles, the
-    random numbers of such a distribution depend on the number of processes.
+    A latent without batch dimensions has one draw per particle for all tasks. Any other latent has one draw per
+    particle and task. A distribution that depends on earlier draws already has the particle dimension, so it is sampled
+    only once. With several particles, the random numbers of such a distribution depend on the number of processes.
 
     Args:
         num_particles: number of draws of each latent.
-        nesting: number of batch dimensions of the program; the first dimension is that of the tasks.
+        nesting: number of batch dimensions of the program; the first is the task dimension.
     """
 
     def __init__(self, num_particles: int, nesting: int = 1) -> None:

@@ -1,1 +1,1 @@
-"""Parts of guides: initialisations, inner loops, variational families, divergences, capabilities of models."""
+"""Parts of guides: initialisations, inner loops, variational families, divergences and capabilities of models."""

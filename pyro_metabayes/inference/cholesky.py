@@ -13,8 +13,8 @@ def cholesky(matrix: Tensor) -> Tensor:
     """Compute the lower Cholesky factor L of square matrices [..., M, M], with L L^T = matrix.
 
     Raises:
-        torch.linalg.LinAlgError: a matrix on the CPU is not positive definite. On an accelerator the factor is then NaN
-            instead, since an error would need host synchronisation.
+        torch.linalg.LinAlgError: a matrix on the CPU is not positive definite. On an accelerator, where an error would
+            need host synchronisation, the factor is NaN instead.
     """
     if matrix.device.type == "cpu":
         return torch.linalg.cholesky(matrix)
@@ -23,9 +23,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class WithoutWaiting(TorchFunctionMode):
-    """Context manager that replaces `torch.linalg.cholesky`, which waits for the device, by `cholesky` of this file.
+    """Context manager: replace `torch.linalg.cholesky`, which waits for the device, by `cholesky` of this file.
 
-    Constructors of torch's normal distributions call `torch.linalg.cholesky` for a precision or capacitance matrix.
+    Some normal distributions of torch call `torch.linalg.cholesky` in their constructor.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,5 +33,5 @@ class WithoutWaiting(TorchFunctionMode):
 
 
 def half_log_det(factor: Tensor) -> Tensor:
-    """Compute half the log determinant of L L^T from the Cholesky factors L, square matrices [..., M, M]."""
+    """Compute half the log determinant of L L^T from Cholesky factors L [..., M, M]."""
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

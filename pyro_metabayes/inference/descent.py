@@ -32,10 +32,10 @@ def descend(
 
     Args:
         start: theta^0 [T, ...], for T tasks.
-        gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
+        gradient: function from theta^k to a gradient of the same shape; must work under torch.no_grad().
         step_size: a number, or a tensor that broadcasts with theta.
-        num_steps: K.
-        first_order: whether the outer gradient treats `gradient` as a constant; else it flows through every step.
+        num_steps: number of steps K.
+        first_order: whether the outer gradient treats the inner gradients as constants.
     """
     theta = start
     for _ in range(num_steps):
@@ -50,15 +50,15 @@ def descend(
 
 @torch.no_grad()
 def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, num_steps: int) -> Tensor:
-    """Take K steps of Adam with its default decay rates from theta^0, and return theta^K without gradient.
+    """Take K steps of Adam with the default decay rates from theta^0, and return theta^K without gradient.
 
     Adam treats each entry separately, so tasks are independent. (Kingma and Ba 2015, algorithm 1.)
 
     Args:
         start: theta^0 [T, ...], for T tasks.
-        gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
+        gradient: function from theta^k to a gradient of the same shape; must work under torch.no_grad().
         step_size: a number.
-        num_steps: K.
+        num_steps: number of steps K.
     """
     theta, first, second = start.detach(), torch.zeros_like(start), torch.zeros_like(start)
     for k in range(1, num_steps + 1):
@@ -73,13 +73,13 @@ def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, 
 def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Compute the gradient with respect to w of the sum of -log p(y_i | x_i, w) over the unmasked points i, in nats.
 
-    It is the pullback (vector-Jacobian product) of the gradient with respect to the outputs. Therefore it works under
-    torch.no_grad(), and outer gradients flow through it.
+    The result is the pullback (vector-Jacobian product) of the gradient with respect to the outputs. The function works
+    under torch.no_grad(). Outer gradients flow through the result.
 
     Args:
         model: the likelihood.
         w: weights [..., T, *W] of T tasks; *W is the shape of the weights of one task.
-        x: inputs [T, N, *X], N points per task; *X is the shape of one input.
+        x: inputs [T, N, *X] of N points per task; *X is the shape of one input.
         y: labels [T, N, ...].
         mask: [T, N], False for points that are left out.
 
@@ -102,11 +102,11 @@ def adapted(
 
     Args:
         model: the likelihood.
-        start: theta^0 [T, *W], start values of the weights of T tasks, which have shape *W per task.
-        observed: the tasks, of which only the support set is used.
-        log_step_size: log of a step size. The step size times `model.loss_unit()` is used.
-        num_steps: K.
-        first_order: whether the outer gradient treats each inner gradient as a constant.
+        start: theta^0 [T, *W], start values of the weights of T tasks.
+        observed: the tasks; only the support set is used.
+        log_step_size: log of the step size, which is multiplied by `model.loss_unit()`.
+        num_steps: number of steps K.
+        first_order: whether the outer gradient treats the inner gradients as constants.
     """
     points = observed.support_x, observed.support_y, observed.support_mask
     rate = rate_of_mean(model, log_step_size, observed.support_mask)
@@ -116,13 +116,12 @@ def adapted(
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Compute the gradient of the sum of -log p(y_i | outputs_i) over unmasked points i with respect to the outputs.
 
-    If the model is canonical (`Model.canonical`), the gradient is softmax(outputs)_c - [y = c] for the logit of class
-    c, and
-    (outputs - y) / sd^2 for means. Otherwise it is computed by torch.func.grad of the log-likelihood.
+    A canonical model (`Model.canonical`) has the gradient in closed form: softmax(outputs)_c - [y = c] for the logit of
+    class c, and (outputs - y) / sd^2 for a mean. Any other gradient is computed by torch.func.grad.
 
     Args:
         model: the likelihood.
-        outputs: [..., T, N, *Y], of shape *Y for each of N points of T tasks. *Y is one axis if the model is canonical.
+        outputs: [..., T, N, *Y], outputs for N points of T tasks. *Y is a single axis for a canonical model.
         y: labels [T, N, ...].
         mask: [T, N], False for points that are left out.
     """
@@ -139,7 +138,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """Compute the gradient of -log p(y_query | x_query, w) in w per task, which synthetic gradients approximate."""
+    """Compute the gradient of -log p(y_query | x_query, w) with respect to w, the target of synthetic gradients."""
     has_view = has(model, HasQueryView)
     if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
@@ -153,26 +152,27 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 
 def step_size_for(model: Model, step_size: float | None) -> float:
-    """Return `step_size`. If it is None, return the default of the model (`Model.inner_step_size`)."""
+    """Return `step_size`, or the default of the model (`Model.inner_step_size`) if step_size is None."""
     return model.inner_step_size if step_size is None else step_size
 
 
 def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
-    """Set the attribute `num_steps` of a guide, and register the log of its step size by `hold_step_size`."""
+    """Set the attribute `num_steps` of a guide, and register the log of the step size by `hold_step_size`."""
     if num_steps < 0:
-        raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}; choose a larger number")
+        raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}; increase guide.num_steps")
     guide.num_steps = num_steps  # type: ignore[assignment]  # an attribute of every guide with an inner loop
     hold_step_size(guide, step_size, learned)
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
-    """Register the log of a step size on a guide: a parameter if learned, else a buffer that checkpoints leave out.
+    """Register the log of a step size on a guide.
 
-    A fixed step size is a setting, which an evaluation may change.
+    A learned step size is a parameter. A fixed step size is a setting that an evaluation may change, so it is a buffer
+    without entry in checkpoints.
 
     Args:
         guide: the guide.
-        step_size: the step size, or its initial value if it is learned.
+        step_size: the fixed step size, or the initial value of a learned one.
         learned: whether the step size is learned.
         name: name of the step size; the guide gets the attribute log_NAME.
 
@@ -180,7 +180,7 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
         UsageError: step_size is not positive.
     """
     if step_size <= 0:
-        raise UsageError(f"expected guide.{name} > 0, got {step_size}; choose a positive number")
+        raise UsageError(f"expected guide.{name} > 0, got {step_size}; set guide.{name} to a positive number")
     value = torch.tensor(step_size).log()
     if learned:
         guide.register_parameter(f"log_{name}", nn.Parameter(value))
@@ -189,10 +189,10 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """Convert a step size for the mean loss of n points to a step size for the sum: step_size * loss_unit / n.
+    """Convert a step size for the mean loss of n points to one for the sum of losses: step_size * loss_unit / n.
 
     Args:
-        model: the model, which defines `loss_unit`.
+        model: the model with `loss_unit`.
         log_step_size: log of the step size for the mean loss.
         mask: [T, N], for N points of T tasks; n is the number of unmasked points of a task, at least 1.
     """

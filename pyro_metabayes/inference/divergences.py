@@ -27,14 +27,14 @@ TORCH_GAUSSIANS = (TorchNormal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def innermost(distribution: Any) -> Distribution:
-    """Unwrap the distribution inside `to_event`, `mask` and `expand`; a TransformedDistribution stays as it is."""
+    """Return the distribution inside `to_event`, `mask` and `expand`; a TransformedDistribution is not unwrapped."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
     return distribution
 
 
 def has_density(distribution: Any) -> bool:
-    """Return False for a point estimate (Delta) and the improper flat prior, else True."""
+    """Return whether a distribution has a density: all except a point estimate (Delta) and the flat prior."""
     if isinstance(distribution, Joint):
         return all(map(has_density, distribution.examples.values()))
     inner = innermost(distribution)
@@ -56,25 +56,25 @@ def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
 
 
 def density_error(error: Exception) -> Exception:
-    """Return a UsageError for an error of log_prob. A KeyError with another cause than a flow is returned unchanged."""
+    """Return a UsageError for an error of log_prob of a flow; a KeyError with another cause is returned unchanged."""
     if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # the message of Pyro's planar flow
         return error
     return UsageError(
-        "expected a distribution whose density can be computed at any value, got one without, such as a planar or "
-        "radial flow, which inverts only its last draw; use a flow with an inverse (affine, coupling, spline)"
+        "expected a distribution whose density can be computed at any value, got a flow without inverse, such as a "
+        "planar or radial flow; use a flow with an inverse (affine, coupling, spline)"
     )
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q. For a Delta, log q(w) is `q.log_density`."""
+    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q; log q(w) of a Delta is `q.log_density`."""
     return log_density(q, w) - log_density(p, w)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """Compute KL(q, p) [*batch] in nats, or return None if it has no closed form.
+    """Compute KL(q, p) [*batch] in nats; None without a closed form.
 
     Closed forms are those of torch and Pyro, and the KL of any Gaussian q to a diagonal Gaussian p. For a point
-    estimate q (Delta) the result is log q - log p at its point.
+    estimate q (Delta), the result is log q - log p at the point.
     """
     if isinstance(innermost(q), Delta):
         return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
@@ -90,7 +90,8 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
 def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
     """Compute KL(q, p) [*batch] in nats for any Gaussian q and a diagonal Gaussian p.
 
-    It is the cross-entropy, which depends only on the means and marginal variances of q, minus the entropy of q.
+    The result is the cross-entropy minus the entropy of q. Only means and marginal variances of q enter the
+    cross-entropy.
     """
     squared = (q.variance + (q.mean - p.mean).square()) / p.variance
     cross = 0.5 * (squared + p.variance.log() + math.log(2 * math.pi))
@@ -98,7 +99,7 @@ def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
 
 
 def entropy_of(distribution: TorchDistribution) -> Tensor | None:
-    """Compute the differential entropy [*batch] in nats, or return None if it has no closed form (a mixture)."""
+    """Compute the differential entropy [*batch] in nats; None without a closed form, as for a mixture."""
     try:
         return distribution.entropy()
     except NotImplementedError:
@@ -106,7 +107,7 @@ def entropy_of(distribution: TorchDistribution) -> Tensor | None:
 
 
 def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """Compute KL(q, p) per weight [*batch, *event] in nats for two diagonal Gaussians; return None for others."""
+    """Compute KL(q, p) per weight [*batch, *event] in nats for two diagonal Gaussians; None for others."""
     inner_q, inner_p = innermost(q), innermost(p)
     if isinstance(inner_q, TorchNormal) and isinstance(inner_p, TorchNormal):
         return kl_divergence(inner_q, inner_p)
@@ -114,31 +115,31 @@ def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
 
 
 def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """Compute the upper bound -sum_c log sum_j pi_j exp(-KL(q_c, N_j)) on KL(q, mixture), [*batch] in nats.
+    """Compute the variational upper bound on KL(q, mixture), [*batch] in nats.
 
-    It follows from Jensen's inequality (variational bound of Hershey and Olsen 2007, for a q of one component). It is
-    exact if all components are equal, and never larger than the convexity bound.
+        bound = -sum_c log sum_j pi_j exp(-KL(q_c, N_j))
+
+    The bound is exact if all components are equal, and never larger than the convexity bound. (Hershey and Olsen 2007.)
 
     Args:
         q: a normal distribution with event [C, D]; q_c is the row of class c.
-        mixture: independent over the C classes, with weights pi_j and components N_j, normal distributions [D].
+        mixture: the same mixture for each of the C classes, with weights pi_j and normal components N_j [D].
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return -torch.logsumexp(log_weights - kl, -1).sum(-1)
 
 
 def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """Compute the upper bound sum_c sum_j pi_j KL(q_c, N_j) on KL(q, mixture), [*batch] in nats.
+    """Compute the convexity upper bound sum_c sum_j pi_j KL(q_c, N_j) on KL(q, mixture), [*batch] in nats.
 
-    It holds since the KL is convex in its second argument, and is loose if components are far apart. The arguments are
-    those of `mixture_kl_variational_bound`.
+    The bound is loose if components are far apart. The arguments are those of `mixture_kl_variational_bound`.
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return (log_weights.exp() * kl).sum((-1, -2))
 
 
 def _kl_to_components(q: TorchDistribution, mixture: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Return log pi_j and KL(q_c, N_j) per task, class c and component N_j of the mixture, [..., T, C, components]."""
+    """Return log pi_j and KL(q_c, N_j) [..., T, C, components], per task, class c and component N_j of the mixture."""
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)
     q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
@@ -149,14 +150,14 @@ KL_BOUNDS = {"variational": mixture_kl_variational_bound, "convexity": mixture_k
 
 
 def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, Tensor]:
-    """Compute both upper bounds on KL(q, p) per task, by name, for a normal q and a mixture p; {} for other q and p."""
+    """Compute both upper bounds on KL(q, p) by name, for a normal q and a mixture p; {} for other q and p."""
     if isinstance(innermost(q), TorchNormal) and isinstance(innermost(p), MixtureSameFamily):
         return {name: bound(q, p) for name, bound in KL_BOUNDS.items()}
     return {}
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Raise a UsageError if the prior is not Gaussian; `needed_by` is a setting for the message, such as guide=abml."""
+    """Raise a UsageError if the prior is not Gaussian; `needed_by` is the setting for the message (guide=abml)."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
         raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
@@ -165,9 +166,8 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     """Compute a differentiable KL(q, p) per task [T] in nats, the regulariser of an inner loop.
 
-    If p is a mixture, the result is the variational bound on the KL. If p is flat, the result is minus the entropy of
-    q, which equals the KL up to a constant. If q is a point estimate (Delta), the result is log q - log p at this
-    point.
+    For a mixture p, the result is the variational bound. For a flat p, it is minus the entropy of q. For a point
+    estimate q (Delta), it is log q - log p at the point.
 
     Raises:
         UsageError: the KL of these distributions has no closed form.
@@ -184,7 +184,7 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
 
 
 def entropy_by_class(probs: Tensor, mask: Tensor) -> Tensor:
-    """Compute for each class c the mean predictive entropy over the queries, weighted by the probability of class c.
+    """Compute the mean predictive entropy over the queries for each class c, weighted by the probability of class c.
 
     Args:
         probs: class probabilities [T, Q, C], for Q queries of T tasks and C classes.

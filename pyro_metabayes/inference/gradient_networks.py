@@ -14,12 +14,12 @@ LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is
 class OrderedNet(nn.Module):
     """The published synthetic-gradient network xi, on the C logits of a query in class order.
 
-    Its layers are Linear-ReLU-norm twice, of width 8 C, and Linear.
+    The layers are two times Linear-ReLU-norm of width 8 C, and Linear.
 
     Args:
-        num_classes: C.
+        num_classes: number of classes C.
         normalise: whether channels are normalised over the queries of a task.
-        over_batch: whether channels are normalised over the queries of all tasks of a batch instead.
+        over_batch: whether the normalisation is over the queries of all tasks of a batch instead.
     """
 
     pure = True  # a function of tensors, which torch.compile can compile
@@ -44,7 +44,7 @@ class OrderedNet(nn.Module):
 
 
 class PooledLinear(nn.Linear):
-    """Permutation-equivariant linear layer: a linear map of each class plus a linear map of the mean over classes."""
+    """Permutation-equivariant linear layer: a map of each class plus a map of the mean over classes."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__(2 * num_inputs, num_outputs)
@@ -58,15 +58,15 @@ class PooledLinear(nn.Linear):
 
 
 class EquivariantNet(nn.Module):
-    """A synthetic-gradient network xi, equivariant under permutations of the classes, for any number of classes.
+    """A synthetic-gradient network xi for any number of classes, equivariant under permutations of the classes.
 
-    It has three layers, as many as OrderedNet. Each layer applies one map to every class, and one to the mean over
-    classes. Channels are normalised over the queries and classes of a task jointly.
+    The network has three layers. Each layer applies one map to every class, and another map to the mean over classes.
+    Channels are normalised over the queries and classes of a task jointly.
 
     Args:
         width: number of channels per class.
         normalise: whether channels are normalised.
-        over_batch: whether channels are normalised over all tasks of a batch instead.
+        over_batch: whether the normalisation is over all tasks of a batch instead.
     """
 
     pure = True
@@ -93,17 +93,20 @@ class EquivariantNet(nn.Module):
 
 
 class MarginalNet(nn.Module):
-    """A synthetic-gradient network xi, equivariant under permutations of the classes, that sees the class marginal.
+    """A synthetic-gradient network xi with the class marginal as input, equivariant under permutations of the classes.
 
-    The class marginal predicted by the logits of the Q queries i is m_c = (1/Q) sum_i softmax(logits_i)_c. Channels are
-    normalised over the queries for each class separately, as in the published network. This removes the predicted
-    frequency of each class, which is harmless for balanced query sets and harmful for imbalanced query sets. Therefore
-    the next layer has three further inputs: the means over the queries that were removed, m_c, and log m_c.
+    The class marginal predicted by the logits of the Q queries i is
+
+        m_c = (1/Q) sum_i softmax(logits_i)_c.
+
+    As in the published network, channels are normalised over the queries for each class separately. The normalisation
+    removes the predicted class frequencies, which matter for imbalanced query sets. Therefore the next layer has three
+    further inputs: the removed means over the queries, m_c, and log m_c.
 
     Args:
         width: number of channels per class.
         normalise: whether channels are normalised.
-        over_batch: whether channels are normalised over all tasks of a batch instead.
+        over_batch: whether the normalisation is over all tasks of a batch instead.
     """
 
     pure = True

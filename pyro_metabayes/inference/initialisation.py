@@ -15,9 +15,7 @@ INITIALISATIONS = ("global", "prior", "support")  # choices of `initialisation_o
 
 
 class Initialisation(nn.Module):
-    """Module that computes the initial point theta^0 of an inner loop for T tasks without query labels.
-
-    theta^0 is [T, *W], with weights of shape *W per task.
+    """Module that computes the initial point theta^0 [T, *W] of an inner loop for T tasks without query labels.
 
     Attributes:
         fixed_classes: whether the module works only for one number of classes.
@@ -30,17 +28,14 @@ class Initialisation(nn.Module):
 
 
 class Prototypes(Initialisation):
-    """Initialisation at the prototypes (class means) of the support set: Proto-MAML (Triantafillou et al. 2020)."""
+    """Initialisation at the prototypes (class means) of the support set. (Proto-MAML: Triantafillou et al. 2020.)"""
 
     def forward(self, model: Model, observed: Observed) -> Tensor:
         return require(model, HasPrototypes, "guide.initialisation=support").prototypes(observed)
 
 
 class ScaledPrototypes(Prototypes):
-    """Initialisation at v * prototypes with a learned v, which is 1 before training.
-
-    It is the network lambda(support) of SIB.
-    """
+    """Initialisation at v * prototypes with a learned v, which is 1 before training; lambda(support) of SIB."""
 
     def __init__(self, num_weights: int) -> None:
         super().__init__()
@@ -51,7 +46,7 @@ class ScaledPrototypes(Prototypes):
 
 
 class LearnedPoint(Initialisation):
-    """Initialisation at one learned point for all tasks, as in MAML; the point has the shape *W of task weights."""
+    """Initialisation at one learned point [*W] for all tasks, as in MAML."""
 
     fixed_classes = True
 
@@ -63,7 +58,7 @@ class LearnedPoint(Initialisation):
         return self.point.expand(observed.num_tasks, *self.point.shape)
 
     def start_at_classes(self, model: Model, weights: Tensor) -> None:
-        """Set the point, before training, to predict like a cosine classifier with one row of weights per class."""
+        """Set the point before training, such that it predicts like a cosine classifier with class weights [C, D]."""
         self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
 
 
@@ -95,9 +90,9 @@ def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weight
 
 
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
-    """Construct a learned initial point with a row of weights per class (or output), which all tasks share.
+    """Construct a learned initial point for all tasks, with a row of weights per class or output.
 
-    Before training the rows of several classes are random, of about unit length. A single row is 0.
+    Before training, the rows of several classes are random with about unit length. A single row is 0.
     """
     start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
     return LearnedPoint(start(num_classes, num_weights) * num_weights**-0.5)

@@ -1,4 +1,4 @@
-"""Laplace's approximation for few points and many weights: only matrices of the size of the outputs are factorised."""
+"""Laplace's approximation for few points and many weights, by factorising only matrices of the size of the outputs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Shape = Size | list[int] | tuple[int, ...]
 
 
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """Compute a root U of the generalised Gauss-Newton matrix U U^T = sum_i J_i^T F_i J_i of -log p(y | x, w).
+    """Compute a root U [T, *W, N * C] of the generalised Gauss-Newton matrix of -log p(y | x, w).
 
-    J_i = d outputs_i / d w, and F_i is the Fisher information in the C outputs of point i. For a canonical model
-    (`Model.canonical`), F_i is the Hessian of -log p in the outputs. The C columns of U for a point are pullbacks J_i^T
-    of the columns of a root of F_i; for a masked point they are 0. Each point is passed as a task of one point, since a
-    pullback sums over the points of a task. (Schraudolph 2002; Martens 2020.) The result is U [T, *W, N * C].
+        U U^T = sum_i J_i^T F_i J_i,   J_i = d outputs_i / d w
+
+    F_i is the Fisher information in the C outputs of point i. Each point has C columns of U, which are 0 for a masked
+    point. (Schraudolph 2002; Martens 2020.)
 
     Args:
         model: a model whose likelihood has a known Fisher information (`fisher_root`).
-        w: weights of T tasks [T, *W], of shape *W per task.
-        x: inputs of N points per task [T, N, *X], of shape *X per point.
+        w: weights [T, *W] of T tasks.
+        x: inputs [T, N, *X] of N points per task.
         mask: [T, N], False for points that are left out.
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
@@ -43,13 +43,12 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
     """Compute a root S (M columns) of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
-    For a canonical model S is diag(sqrt p) - p sqrt(p)^T for logits, and diag(1 / sd) for means. For others S is
-    computed by torch.func.vjp. Its columns are sqrt(p_c) d log p_c for classes c; d mean / sd and sqrt(2) d log sd for
-    a Normal.
+    A canonical model has S = diag(sqrt p) - p sqrt(p)^T for logits, and S = diag(1 / sd) for means. For other models, S
+    is computed by torch.func.vjp.
 
     Args:
         model: the likelihood.
-        outputs: outputs [..., *Y] of any number of points, of shape *Y per point.
+        outputs: outputs [..., *Y] of any number of points.
 
     Raises:
         UsageError: the curvature of the likelihood is not known.
@@ -66,7 +65,7 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
-    """Compute S = J^T diag(r), where J is the Jacobian of coordinates with Fisher information diag(r^2)."""
+    """Compute S = J^T diag(r), where J is the Jacobian of the `_coordinates`, whose Fisher information is diag(r^2)."""
     pullback = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at))[0], outputs)[1]
     root = _coordinates(model.likelihood_of(outputs))[1]
     units = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
@@ -75,9 +74,9 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Return coordinates of the likelihood in which the Fisher information is diag(r^2), and r, of the same shape.
+    """Return coordinates of the likelihood with Fisher information diag(r^2), and r, of the same shape.
 
-    For Categorical these are log p_c and sqrt(p_c), for Normal (mean, log sd) and (1 / sd, sqrt(2)).
+    Categorical: coordinates log p_c, r_c = sqrt(p_c). Normal: coordinates (mean, log sd), r = (1 / sd, sqrt(2)).
     """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):
@@ -110,7 +109,7 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
     """Compute log det(diag(precision) + U U^T) per task, by a determinant of the smaller dimension of U.
 
     Args:
-        root: U [T, *W, M], with M columns, for T tasks with weights of shape *W.
+        root: [T, *W, M], the matrix U with M columns for the weights of T tasks.
         precision: [*W], precision of every weight, or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
@@ -122,14 +121,15 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
 class LowRankPrecision(TorchDistribution):
     """Gaussian with a low-rank term in the precision, N(loc, (diag(precision) + U U^T)^-1).
 
-    (Torch's LowRankMultivariateNormal has the low-rank term in the covariance.) Only L L^T = I + V^T V [M, M] with
-    V = diag(precision)^-1/2 U is factorised. Draws are loc + diag(precision)^-1/2 R e, where e ~ N(0, I) and
-    R = I - V L^-T (I + L)^-1 V^T, so that R R^T = (I + V V^T)^-1.
+    Only the M x M matrix I + V^T V = L L^T is factorised. Draws are
+
+        w = loc + diag(precision)^-1/2 R e,   e ~ N(0, I)
+        V = diag(precision)^-1/2 U,   R = I - V L^-T (I + L)^-1 V^T,   R R^T = (I + V V^T)^-1
 
     Args:
-        loc: [*batch, *W].
-        precision: [*W] or [*batch, *W].
-        root: U [*batch, *W, M], with M columns.
+        loc: [*batch, *W], the mean.
+        precision: [*W] or [*batch, *W], the diagonal term.
+        root: [*batch, *W, M], the matrix U with M columns.
         event_dim: number of axes *W.
     """
 
@@ -161,7 +161,7 @@ class LowRankPrecision(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Marginal variances [*batch, *W], (1 - squared row norms of V L^-T) / precision, with V and L of the class."""
+        """Marginal variances [*batch, *W]: (1 - squared row norms of V L^-T) / precision."""
         removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
@@ -170,7 +170,7 @@ class LowRankPrecision(TorchDistribution):
         return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def at_noise(self, noise: Tensor) -> Tensor:
-        """Return the draw loc + diag(precision)^-1/2 R e of standard normal e [..., *batch, *W]; R: see the class."""
+        """Return the draw loc + diag(precision)^-1/2 R e for standard normal e [..., *batch, *W]."""
         along = self._v.mT @ self._flat(noise).unsqueeze(-1)
         one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
         along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)
@@ -178,7 +178,7 @@ class LowRankPrecision(TorchDistribution):
         return self.loc + (noise - (self._v @ along).view(noise.shape)) / self.precision.sqrt()
 
     def log_det(self) -> Tensor:
-        """Compute the log determinant of the precision matrix, [*batch]."""
+        """Compute the log determinant [*batch] of the precision matrix."""
         return self._flat(self.precision.log()).sum(-1) + 2 * half_log_det(self._factor)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small fully connected networks, averages over points and a relation network, for encoders and decoders."""
+"""Parts of encoders and decoders: small fully connected networks, averages over points and a relation network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
-    """Build a network of linear layers of the given sizes with ReLU between; Glorot-uniform weights, zero biases."""
+    """Build linear layers of the given sizes with ReLU in between, with Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs, bias=bias)
@@ -33,7 +33,7 @@ def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequ
 
 
 def positive(raw: Tensor, start: float) -> Tensor:
-    """Map the output of a network to a positive scale, softplus(raw + const) + 1e-6, about `start` for raw = 0."""
+    """Map the output of a network to a positive scale softplus(raw + const) + 1e-6, about `start` for raw = 0."""
     return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
 
 
@@ -43,17 +43,17 @@ def half_square(network: nn.Module) -> Tensor:
 
 
 def mean_of_points(values: Tensor, mask: Tensor) -> Tensor:
-    """Average H values per point [..., N, H] over the unmasked points (mask [..., N]); 0 if all points are masked."""
+    """Average values [..., N, H] over the unmasked of N points (mask [..., N]); 0 if all points are masked."""
     kept = mask.unsqueeze(-1).to(values.dtype)
     return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
 
 
 def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
-    """Compute mean_j g(h_i, h_j) for every point i over the unmasked points j of the same task, as a relation network.
+    """Compute the relation network mean_j g(h_i, h_j) of every point i, over the unmasked points j of the task.
 
     Args:
         relation: the network g, from two concatenated codes [..., 2 Z] to H values.
-        codes: h [T, N, Z], codes of size Z of N points of T tasks.
+        codes: [T, N, Z], the codes h of N points of T tasks.
         mask: [T, N], False for points that are left out.
 
     Returns:

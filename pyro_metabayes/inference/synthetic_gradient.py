@@ -23,10 +23,10 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
     """Construct the synthetic-gradient network xi called `name`.
 
     Args:
-        name: `ordered` (for num_classes classes only), `equivariant` or `marginal_aware` (for any number of classes).
+        name: `ordered` (only for num_classes classes), `equivariant` or `marginal_aware` (for any number of classes).
         model: the model, which determines the inputs of the network.
         num_classes: number of classes per task.
-        normalisation: whether the network normalises over one `task`, over the `batch`, or not at all (`none`).
+        normalisation: points over which the network normalises: of a `task`, of the `batch`, or `none`.
     """
     check_choice("guide.synthetic_gradient", name, NETWORKS)
     check_choice("guide.normalisation", normalisation, NORMALISATIONS)
@@ -41,15 +41,16 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
 def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
     """Compute the input yhat of the synthetic-gradient network for the queries, and the pullback of yhat.
 
-    yhat are the logits, unless the model has another input for inner loops (`HasQueryView`).
+    yhat is the `query_view` of a model with `HasQueryView`, otherwise the logits.
 
     Args:
         model: the model.
-        w: weights [..., T, C, W] of T tasks and C classes with W weights each.
+        w: weights [..., T, C, W] of T tasks and C classes.
         observed: the tasks, with Q queries each.
 
     Returns:
-        yhat [..., T, Q, V] with V values per query, and the map from a gradient in yhat to a gradient in w.
+        yhat [..., T, Q, V], V values per query.
+        pullback: the map from a gradient in yhat to a gradient in w.
     """
     if has(model, HasQueryView):
         return model.query_view(w, observed)
@@ -59,17 +60,19 @@ def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor
 def synthetic_gradient(
     model: Model, xi: nn.Module, theta: Tensor, observed: Observed, scale: Tensor | None = None, num_samples: int = 0
 ) -> Tensor:
-    """Compute the synthetic gradient of the loss of the queries with respect to theta, the mean of the weights w.
+    """Compute the synthetic gradient of the query loss with respect to theta, the mean of the weights w.
 
-    It is E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ], the first term of eq. 9 of Hu et al., over the unmasked queries
-    i with logits yhat_i. Here w = theta + scale eps, with eps ~ N(0, I).
+        gradient = E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ]
+        w = theta + scale eps,   eps ~ N(0, I)
+
+    The sum is over the unmasked queries i with logits yhat_i. (First term of eq. 9 of Hu et al.)
 
     Args:
-        model: computes yhat and its pullback.
+        model: the model that computes yhat and the pullback of yhat.
         xi: a network from (yhat, mask) to a synthetic d loss / d yhat.
         theta: [T, C, W], for T tasks and C classes with W weights each.
         observed: the tasks.
-        scale: broadcasts with theta; None: w = theta.
+        scale: a tensor that broadcasts with theta; None: w = theta.
         num_samples: number of draws of eps; 0: w = theta.
 
     Returns:

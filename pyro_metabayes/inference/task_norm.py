@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
-    """Compute the weight [T, 1, N] of each point in a mean over its task, or over the batch.
+    """Compute the weight [T, 1, N] of each point in a mean over the points of a task, or of the batch.
 
     Args:
         mask: [T, N], for N points of T tasks; masked points have weight 0.
@@ -18,14 +18,15 @@ def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
 
 
 class TaskNorm(nn.Module):
-    """Normalisation layer, (x - mean) / sqrt(variance + eps) * weight + bias, with statistics over one task.
+    """Normalisation layer (x - mean) / sqrt(variance + eps) * weight + bias, with statistics over one task.
 
-    For one task this is BatchNorm in training mode, which SIB's released code also uses at test time.
+    For a single task, this is BatchNorm in training mode. The released code of SIB uses the training mode also at test
+    time.
 
     Args:
         num_channels: number of channels H, each with a weight and a bias.
-        eps: added to the variance.
-        over_batch: whether statistics are over all tasks of the batch, as in BatchNorm; then tasks are not independent.
+        eps: constant added to the variance.
+        over_batch: whether statistics are over all tasks of the batch, as in BatchNorm; tasks are then dependent.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5, over_batch: bool = False) -> None:
@@ -38,10 +39,10 @@ class TaskNorm(nn.Module):
         """Normalise each channel of x over the points of a task.
 
         Args:
-            x: [..., T, N, C H], H channels for each of C classes, at N points of T tasks. The classes share the H
+            x: [..., T, N, C H], H channels for each of C classes, at N points of T tasks. All classes use the same H
                 weights and biases.
-            shares: [T, 1, N] from `point_shares`.
-            term: added to the result, [..., T, 1, C H]; None: 0.
+            shares: [T, 1, N], the result of `point_shares`.
+            term: [..., T, 1, C H], added to the result; None: 0.
 
         Returns:
             Tensor of the shape of x.
@@ -53,6 +54,6 @@ class TaskNorm(nn.Module):
         return torch.addcmul(bias if term is None else bias + term, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Average x over the points of each task by a matrix product, which needs no copy of x."""
+        """Average x over the points of each task, by a matrix product without a copy of x."""
         mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm has less overhead per call
         return mean.sum(-3, keepdim=True) if self.over_batch else mean

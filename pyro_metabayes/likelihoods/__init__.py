@@ -1,4 +1,4 @@
-"""Predictions by family of the likelihood: one file per family, which registers itself when it is imported."""
+"""Predictions by family of the likelihood. Each file registers one family on import."""
 
 from importlib import import_module
 from pkgutil import iter_modules

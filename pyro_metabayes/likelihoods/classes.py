@@ -1,4 +1,4 @@
-"""Predictions of classes: the base class, which also serves Categorical likelihoods."""
+"""Predictions of classes: the class for Categorical likelihoods, and base class of other families."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ TIED = 0.1  # two classes count as tied if their logits differ by at most this m
 @register(Categorical)
 @dataclass(frozen=True, eq=False)
 class ClassPredictions(Predictions):
-    """Predictions of unordered classes under L draws of w. A subclass for another family defines `log_probs_of`."""
+    """Predictions of unordered classes under L draws of w. A subclass for a new family defines `log_probs_of`."""
 
     log_probs: Tensor  # log p(y = c | x, w_l) [L, T, Q, C], normalised, in nats
 
     @classmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """Construct the predictions (arguments: `Predictions.of`). `labels` may have a last axis of size 1."""
+        """Construct the predictions, as in `Predictions.of`. `labels` may have a last axis of size 1."""
         one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
         return cls(one_per_query, mask, cls.log_probs_by_query(family))
 
     @classmethod
     def log_probs_of(cls, family: Any) -> Tensor:
-        """Return the normalised log probabilities [*batch, C] of a distribution over C classes, any batch shape."""
+        """Return the normalised log probabilities [*batch, C] of a distribution over C classes."""
         return family.logits  # Categorical normalises its logits
 
     @classmethod
     def log_probs_by_query(cls, family: Any) -> Tensor:
-        """Return the normalised log probabilities per draw, task, query and class [L, T, Q, C].
+        """Return the normalised log probabilities [L, T, Q, C] per draw, task, query and class.
 
         Raises:
             UsageError: the likelihood has several labels per query.
@@ -49,19 +49,19 @@ class ClassPredictions(Predictions):
             return log_probs
         if log_probs.shape[3] != 1:
             raise UsageError(
-                f"expected one label per query for a {type(family).__name__} likelihood, got {log_probs.shape[3]}; "
-                "use data with one target"
+                f"expected one label per query for a {type(family).__name__} likelihood, got {log_probs.shape[3]} "
+                "labels; use data with one target"
             )
         return log_probs.squeeze(3)
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over L samples w_l, per task and query [T, Q], by name.
+        """Measure the variation of the predictions over L samples w_l; values [T, Q] per task and query, by name.
 
-        logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
-        share of samples that predict another class than the averaged prediction (ties excluded). information is an
-        estimate of the mutual information I(y; w), (1 / (L - 1)) sum_l KL(p(y | w_l), averaged prediction), in nats,
-        and information_error its standard error.
+        logit_variance: variance over samples of the log probabilities, centred over classes.
+        disagreement: share of samples with another predicted class than the averaged prediction (ties excluded).
+        information: estimate (1 / (L - 1)) sum_l KL(p(y | w_l), averaged prediction) of I(y; w), in nats.
+        information_error: standard error of information.
         """
         log_probs = cls.log_probs_by_query(family)
         labels = torch.zeros_like(log_probs[0, ..., 0], dtype=torch.long)  # not used
@@ -69,7 +69,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def variation(self) -> dict[str, Tensor]:
-        """Variation of these predictions over the samples of w, as returned by `spread`."""
+        """Variation of the predictions over the samples of w, as in `spread`."""
         log_probs, averaged = self.log_probs, self.averaged
         num_samples = len(log_probs)
         centred = log_probs - log_probs.mean(-1, keepdim=True)
@@ -85,22 +85,22 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query [L, T, Q], in nats."""
+        """Log-likelihood log p(y_i | x_i, w_l) [L, T, Q] per sample, task and query, in nats."""
         return _of_class(self.log_probs, self.labels)
 
     @cached_property
     def probs(self) -> Tensor:
-        """Class probabilities p(y = c | x, w_l) per sample, task, query and class [L, T, Q, C]."""
+        """Class probabilities p(y = c | x, w_l) [L, T, Q, C] per sample, task, query and class."""
         return self.log_probs.exp()
 
     @cached_property
     def negative_entropy(self) -> Tensor:
-        """Negative entropy sum_c p_c log p_c of the prediction per sample, task and query [L, T, Q], in nats."""
+        """Negative entropy sum_c p_c log p_c [L, T, Q] of the prediction per sample, task and query, in nats."""
         return (self.probs * self.log_probs.clamp(min=_least(self.log_probs))).sum(-1)
 
     @cached_property
     def averaged(self) -> Tensor:
-        """Log of the average over L samples, log (1/L) sum_l p(y = c | x, w_l), per task, query and class."""
+        """Log of the averaged prediction, log (1/L) sum_l p(y = c | x, w_l) [T, Q, C], per task, query and class."""
         if self.is_point:
             return self.log_probs.squeeze(0)
         largest = largest_of_samples(self.log_probs).clamp(min=_least(self.log_probs))
@@ -108,19 +108,21 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits(self) -> Tensor:
-        """Per task and query: 1 if the most probable class of the averaged prediction is correct, else 0."""
+        """Per task and query [T, Q]: 1 if the most probable class of the averaged prediction is correct, else 0."""
         return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Entropy of the averaged prediction (1/L) sum_l p(y | x, w_l) per task and query, in nats."""
+        """Entropy [T, Q] of the averaged prediction (1/L) sum_l p(y | x, w_l) per task and query, in nats."""
         return class_entropy(self.averaged)
 
     @cached_property
     def information(self) -> Tensor:
-        """Mutual information of a label and w per task and query, in nats; 0 for a single sample of w.
+        """Mutual information of label and w [T, Q] per task and query, in nats; 0 for a single sample of w.
 
-        It is H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)] with the entropy H. (Houlsby et al. 2011.)
+            H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)]
+
+        where H is the entropy. (Houlsby et al. 2011.)
         """
         if self.is_point:
             return 0.0 * self.averaged[..., 0]
@@ -128,7 +130,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits_by_sample(self) -> Tensor:
-        """Whether each sample of w predicts the label, per task and query; of tied classes the first is predicted."""
+        """Whether each sample of w predicts the label [L, T, Q]; of tied classes, the first is predicted."""
         classes = torch.arange(self.log_probs.shape[-1], device=self.labels.device)
         before = torch.where(classes < self.labels.unsqueeze(-1), 0.0, -torch.inf).to(self.log_probs.dtype)
         largest_before = (self.log_probs + before).amax(-1)
@@ -141,7 +143,7 @@ class ClassPredictions(Predictions):
 
 
 def _of_class(log_probs: Tensor, classes: Tensor) -> Tensor:
-    """Select the log probability of one class per query, from values per draw, task, query and class [L, T, Q, C]."""
+    """Select the log probability of one class per query from values [L, T, Q, C] of L draws."""
     index = classes.expand(log_probs.shape[:-1]).unsqueeze(-2)
     return log_probs.mT.gather(-2, index).squeeze(-2)
 
@@ -152,7 +154,7 @@ def _least(values: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BaseNovelPredictions(ClassPredictions):
-    """Predictions of C classes, of which the first num_novel are novel classes and the others base classes."""
+    """Predictions of C classes. The first num_novel classes are novel, the others are base classes."""
 
     num_novel: int
 
@@ -163,15 +165,15 @@ class BaseNovelPredictions(ClassPredictions):
 
 
 def class_entropy(log_probs: Tensor) -> Tensor:
-    """Compute the entropy [...] in nats from log probabilities [..., C] of C classes; probability 0 adds 0."""
+    """Compute the entropy [...] in nats from log probabilities [..., C]; a class with probability 0 adds 0."""
     return -(log_probs.exp() * log_probs.clamp(min=_least(log_probs))).sum(-1)
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """Compute the probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
+    """Compute the class probabilities [L, T, Q, C] of a likelihood with batch [L, T, Q].
 
     Raises:
-        UsageError: the family is not registered, or its labels are not classes.
+        UsageError: the family is not registered or does not predict classes.
     """
     log_probs = class_log_probs(likelihood)
     # Logits of many draws are stored with the class axis first; softmax along that layout is ten times as fast.
@@ -179,10 +181,10 @@ def class_probabilities(likelihood: TorchDistribution) -> Tensor:
 
 
 def class_log_probs(likelihood: TorchDistribution) -> Tensor:
-    """Compute the log probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
+    """Compute the log class probabilities [L, T, Q, C] of a likelihood with batch [L, T, Q].
 
     Raises:
-        UsageError: the family is not registered, or its labels are not classes.
+        UsageError: the family is not registered or does not predict classes.
     """
     family = innermost(likelihood)
     predictions = registered(family)

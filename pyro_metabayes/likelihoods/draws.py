@@ -1,4 +1,4 @@
-"""The likelihood under draws of w; a model may compute its outputs without computing w."""
+"""The likelihood under draws of w. Some models compute the outputs without computing w."""
 
 from __future__ import annotations
 
@@ -22,28 +22,26 @@ from pyro_metabayes.prediction.moments import draws_of
 
 @runtime_checkable
 class FixesWeights(Protocol):
-    """Interface of a model that does the computations on w alone once. Its functions of x can be pickled."""
+    """Interface of a model that does all computations on w alone only once, for many inputs x."""
 
     def outputs_at(self, w: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the function from N inputs of shape *X per task, x [T, N, *X], to outputs(w, x).
+        """Return the function from inputs x [T, N, *X] to outputs(w, x). The function can be pickled.
 
         Args:
-            w: weights [..., T, *W] of T tasks, of shape *W per task.
+            w: weights [..., T, *W] of T tasks.
         """
 
 
 @runtime_checkable
 class DrawsOutputs(Protocol):
-    """Interface of a model that computes its outputs under the draws of a `LatinSquare` without computing w."""
+    """Interface of a model that computes outputs under the draws of a `LatinSquare` without computing w."""
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Callable[[Tensor], Tensor]:
-        """Return the function from N inputs of shape *X per task, x [T, N, *X], to outputs(w_l, x) of every draw w_l.
-
-        The outputs are [L, T, N, *Y], for L draws, with outputs of shape *Y per point.
+        """Return the function from inputs x [T, N, *X] to outputs(w_l, x) [L, T, N, *Y] of L draws w_l.
 
         Args:
-            loc: mean of w [T, C, W], for T tasks and C classes with W weights each.
-            noise: the M noise vectors `square.noise(scale)` [T, G, M, W], with G = 1 or C.
+            loc: [T, C, W], mean of w, for T tasks and C classes with W weights each.
+            noise: [T, G, M, W], the M noise vectors `square.noise(scale)`; G is 1 or C.
             square: assignment of noise vectors to the C rows of each draw.
         """
 
@@ -54,7 +52,7 @@ class Drawn:
 
     Attributes:
         likelihood: p(y | x_query, w_l) per draw, task and query, batch [L, T, Q].
-        square: the Latin square by which the draws share noise; None: the draws are independent.
+        square: the Latin square of the draws; None: the draws are independent.
     """
 
     likelihood: TorchDistribution
@@ -63,14 +61,15 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """L draws of w ~ q for T tasks, with the likelihood of any queries under these draws.
+    """L draws of w ~ q for T tasks, with the likelihood of any queries under the draws.
+
+    The draws are either independent, stored in `w`, or a Latin square, stored in `loc`, `noise` and `square`.
 
     Attributes:
         model: the likelihood.
-        w: independent draws [L, T, *W] of shape *W; None: draws by a Latin square, given by loc, noise and square.
-        loc: mean of w [T, C, W], with W weights for each of C classes.
-        noise: the result of `LatinSquare.noise` [T, G, M, W], M shared noise vectors with the scales of G rows, G = 1
-            or C.
+        w: [L, T, *W], independent draws; None: a Latin square.
+        loc: [T, C, W], mean of w, with W weights for each of C classes.
+        noise: [T, G, M, W], the result of `LatinSquare.noise`: M shared noise vectors; G is 1 or C.
         square: assignment of noise vectors to the C rows of each draw.
     """
 
@@ -82,9 +81,9 @@ class Draws:
 
     @classmethod
     def of(cls, model: Model, q: TorchDistribution, num_samples: int) -> Self:
-        """Draw w from q num_samples times, or once if q is a point estimate.
+        """Draw w from q num_samples times; once if q is a point estimate.
 
-        If q is a Gaussian with independent weights and the model has `DrawsOutputs`, the draws are by a `LatinSquare`.
+        The draws form a `LatinSquare` if q is a Gaussian with independent weights and the model has `DrawsOutputs`.
 
         Args:
             model: the likelihood.
@@ -103,10 +102,9 @@ class Draws:
 
     @cached_property
     def outputs(self) -> Callable[[Tensor], Tensor]:
-        """Function from inputs [T, N, *X] to outputs (logits, means) per draw, task and point [L, T, N, *Y].
+        """Function from inputs [T, N, *X] to outputs [L, T, N, *Y] (logits or means) under the L draws.
 
-        *X is the shape of one input, *Y the shape of its outputs. The computations on the draws alone are done once,
-        when this property is first read.
+        Computations on the draws alone are done once, when this property is first read.
         """
         model: Any = self.model
         if self.w is None:
@@ -114,14 +112,14 @@ class Draws:
         return model.outputs_at(self.w) if _own(model, FixesWeights) else partial(model.outputs, self.w)
 
     def likelihood(self, observed: Observed) -> TorchDistribution:
-        """Return the likelihood p(y | x_query, w_l) per draw w_l, task and query of `observed`, batch [L, T, Q]."""
+        """Return the likelihood p(y | x_query, w_l) of the queries of `observed` under L draws, batch [L, T, Q]."""
         if self.w is not None:
             return self.model.likelihood(self.w, observed.query_x, observed)
         return self.model.likelihood_of(self.outputs(observed.query_x))
 
 
 def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> Drawn:
-    """Draw w from q num_samples times (once for a point estimate), and return the likelihood of the queries.
+    """Draw w from q num_samples times, and return the likelihood of the queries. A point estimate has one draw.
 
     Args:
         model: the likelihood.
@@ -134,6 +132,6 @@ def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, 
 
 
 def _own(model: Model, capability: type[FixesWeights | DrawsOutputs]) -> bool:
-    """Return whether the class that defines likelihood or outputs of the model also defines the capability."""
+    """Return whether the class that defines `likelihood` or `outputs` of the model also defines the capability."""
     owner = next(base for base in type(model).__mro__ if {"likelihood", "outputs"} & vars(base).keys())
     return has(model, capability) and members(capability) <= vars(owner).keys()

@@ -1,4 +1,4 @@
-"""Predictions of numbers: the base class, and the class for Normal likelihoods."""
+"""Predictions of numbers: the base class of all families, and the class for Normal likelihoods."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pyro_metabayes.prediction.pit import Bounds
 class NumberPredictions(Predictions):
     """Predictions of numbers under L draws of w.
 
-    A subclass for another family defines `cdf`, which is 0 below the support. The subclass overrides `standardised` or
-    `mean` if the distribution has no finite mean or standard deviation. The `support` of the distribution determines
-    whether labels are integers or continuous.
+    A subclass for a new family defines `cdf`, with value 0 below the support. A family without finite mean or standard
+    deviation also overrides `mean` or `standardised`. Labels are integers if the `support` of the distribution is
+    discrete, else continuous.
     """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
@@ -34,12 +34,14 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
+        """Measure the variation of the predictions over samples of w; values [T, Q] per task and query, by name.
 
-        Let v be the variance over samples of the standardised mean (`standardised`) of one component of a label.
-        logit_variance is the mean of v over the components. information is the sum of 1/2 log(1 + v), in nats: the
-        mutual information I(y; w) for a Gaussian mean with Gaussian noise, an approximation for other families.
-        information_error is its standard error.
+        Let v be the variance over samples of the standardised mean (`standardised`) of a label component.
+
+        logit_variance: mean of v over the components.
+        information: sum of 1/2 log(1 + v) over the components, in nats. This is the mutual information I(y; w) for a
+            Gaussian mean with Gaussian noise, and an approximation for other families.
+        information_error: standard error of information.
         """
         variance = cls.standardised(family).var(0)
         error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
@@ -51,28 +53,29 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return the predicted mean divided by the predicted sd, per sample of w, query and label component."""
+        """Return the predicted mean divided by the predicted sd [L, T, Q, Y], per sample, query and label component."""
         return family.mean / family.stddev
 
     @abstractmethod
     def cdf(self, y: Tensor) -> Tensor:
-        """Compute the CDF P(label <= y | x, w_l) per sample w_l, [L, T, Q, Y], at values y [T, Q, Y] for each query."""
+        """Compute the CDF P(label <= y | x, w_l) [L, T, Q, Y] of L samples w_l at values y [T, Q, Y]."""
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
+        """Log-likelihood log p(y_i | x_i, w_l) [L, T, Q] in nats; a log density for continuous labels."""
         return self.family.log_prob(self.labels).sum(-1)
 
     @property
     def mean(self) -> Tensor:
-        """Predicted mean (or median) per sample, task, query and label component [L, T, Q, Y], in the unit of y."""
+        """Predicted mean (or median) [L, T, Q, Y] per sample, task, query and label component, in the unit of y."""
         return self.family.mean
 
     @cached_property
     def pit_bounds(self) -> Bounds:
-        """Bounds of the probability integral transform (PIT): F(y - 1) and F(y) for integers, else F(y) twice.
+        """Bounds [T, Q, Y] of the probability integral transform (PIT) at the labels y, per label component.
 
-        F is the CDF averaged over samples, at the labels y. Both bounds are [T, Q, Y], per task, query and component.
+        F is the CDF averaged over samples. The bounds are F(y - 1) and F(y) for integers, and F(y) twice for continuous
+        labels.
         """
         up_to = self.cdf(self.labels).mean(0)
         return (self.cdf(self.labels - 1).mean(0) if is_discrete(self.family) else up_to), up_to
@@ -82,7 +85,7 @@ def is_discrete(family: Any) -> bool:
     """Return whether the support of a distribution is discrete.
 
     Raises:
-        UsageError: the distribution does not define its support.
+        UsageError: the distribution has no attribute `support`.
     """
     try:
         return bool(family.support.is_discrete)
@@ -98,5 +101,5 @@ class RealPredictions(NumberPredictions):
     """Predictions under a Normal likelihood."""
 
     def cdf(self, y: Tensor) -> Tensor:
-        """Compute the CDF Phi((y - mean_l) / sd_l) per sample w_l at values y per task, query and component."""
+        """Compute the CDF Phi((y - mean_l) / sd_l) [L, T, Q, Y] of L samples w_l at values y [T, Q, Y]."""
         return torch.special.ndtr((y - self.mean) / self.family.stddev)

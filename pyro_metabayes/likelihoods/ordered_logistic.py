@@ -11,11 +11,11 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @register(OrderedLogistic)
 class OrdinalPredictions(ClassPredictions):
-    """Predictions of ordered classes under an OrderedLogistic likelihood, with a probability integral transform."""
+    """Predictions of ordered classes under an OrderedLogistic likelihood."""
 
     @property
     def pit_bounds(self) -> Bounds:
-        """P(class < y) and P(class <= y) of the averaged prediction at the labels y, per task and query."""
+        """P(class < y) and P(class <= y) [T, Q] of the averaged prediction at the labels y."""
         probabilities, label = self.averaged.exp(), self.labels.unsqueeze(-1)
         up_to = probabilities.cumsum(-1)
         high = up_to.gather(-1, label).squeeze(-1)

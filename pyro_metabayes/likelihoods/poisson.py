@@ -18,10 +18,10 @@ class CountPredictions(NumberPredictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return 2 sqrt(rate) per sample of w and label, a scale on which a count has sd 1. (Anscombe 1948.)"""
+        """Return 2 sqrt(rate) per sample of w and label. On this scale a count has sd 1. (Anscombe 1948.)"""
         return 2 * family.rate.sqrt()
 
     def cdf(self, y: Tensor) -> Tensor:
-        """Compute the CDF at y: regularised upper incomplete gamma function Q(floor(y) + 1, rate); 0 for y < 0."""
+        """Compute the CDF at y, the regularised incomplete gamma function Q(floor(y) + 1, rate); 0 for y < 0."""
         count = (y.floor() + 1).clamp(min=0).to(self.family.rate)
         return torch.where(count > 0, torch.special.gammaincc(count.clamp(min=1), self.family.rate), 0.0)

@@ -1,7 +1,7 @@
 """Predictions of query labels, the input of scores and diagnostics, with one class per family of likelihoods.
 
-FAMILIES maps families to classes. To add a family, derive a class from ClassPredictions (classes.py), NumberPredictions
-(numbers.py) or Predictions and decorate it with `@register(DISTRIBUTION)`. No other file needs a change.
+FAMILIES maps families to classes. A new family is a subclass of ClassPredictions (classes.py), NumberPredictions
+(numbers.py) or Predictions with the decorator `@register(DISTRIBUTION)`. No other file needs a change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class Predictions(ABC):
-    """Predictions p(y | x, w_l) for the Q queries of T tasks under L samples w_l, together with the true labels."""
+    """Predictions p(y | x, w_l) for the Q queries of T tasks under L samples w_l, with the true labels."""
 
     labels: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
     mask: Tensor  # [T, Q], False for masked queries, which have no effect
@@ -33,7 +33,7 @@ class Predictions(ABC):
         """Construct the predictions from a likelihood and the labels.
 
         Args:
-            family: the likelihood without wrappers, batch [L, T, Q] (draw, task, query), or [L, T, Q, Y] for Y numbers.
+            family: the likelihood without wrappers, batch [L, T, Q], or [L, T, Q, Y] for Y numbers per label.
             labels: [T, Q] classes, or [T, Q, Y] numbers.
             mask: [T, Q], False for masked queries.
         """
@@ -41,9 +41,9 @@ class Predictions(ABC):
     @classmethod
     @abstractmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
+        """Measure the variation of the predictions over samples of w; values [T, Q] per task and query, by name.
 
-        The names are those of `collapse.prior_spread`, such as logit_variance.
+        `collapse.prior_spread` explains the names, such as logit_variance.
 
         Args:
             family: the likelihood without wrappers, as for `of`.
@@ -52,14 +52,14 @@ class Predictions(ABC):
     @property
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
+        """Log-likelihood log p(y_i | x_i, w_l) [L, T, Q] in nats; a log density for continuous labels."""
 
     @property
     def pit_bounds(self) -> Bounds | None:
-        """Predictive CDF below and at the labels y, per task and query; None for unordered classes.
+        """Bounds of the randomised probability integral transform (PIT) per query; None for unordered classes.
 
-        These are P(label < y) and P(label <= y) under the mixture over samples of w. For continuous labels both are
-        P(label <= y). They bound the randomised probability integral transform (PIT).
+        The bounds are P(label < y) and P(label <= y) at the labels y, under the mixture over samples of w. For
+        continuous labels, both are P(label <= y).
         """
         return None
 
@@ -69,7 +69,7 @@ P = TypeVar("P", bound=type[Predictions])
 
 
 def register(family: type[Distribution]) -> Callable[[P], P]:
-    """Return a class decorator that registers a class of predictions for likelihoods of a distribution class."""
+    """Class decorator: register a class of predictions for likelihoods of the distribution class `family`."""
 
     def added(predictions: P) -> P:
         FAMILIES[family] = predictions
@@ -79,7 +79,7 @@ def register(family: type[Distribution]) -> Callable[[P], P]:
 
 
 def registered(family: Distribution) -> type[Predictions]:
-    """Return the class of predictions that is registered for the class of a distribution or the nearest base class.
+    """Return the class of predictions registered for the class of a distribution, or for the nearest base class.
 
     Raises:
         UsageError: neither the class nor a base class is registered.
@@ -89,13 +89,13 @@ def registered(family: Distribution) -> type[Predictions]:
             return FAMILIES[base]
     names = ", ".join(sorted(known.__name__ for known in FAMILIES))
     raise UsageError(
-        f"expected a likelihood of a family in pyro_metabayes.likelihoods.predictions.FAMILIES ({names}), got "
-        f"{type(family).__name__}; register a class of predictions for this family"
+        f"expected a likelihood of a registered family ({names}), got {type(family).__name__}; register a class of "
+        "predictions for this family (pyro_metabayes/likelihoods/predictions.py)"
     )
 
 
 def predictions_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> Predictions:
-    """Construct the predictions from a likelihood and the labels, with the class registered for the family.
+    """Construct the predictions from a likelihood and the labels, by the class registered for the family.
 
     Args:
         likelihood: p(y_i | x_i, w_l) for L samples w_l, T tasks and Q queries, batch [L, T, Q].

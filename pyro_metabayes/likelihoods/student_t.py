@@ -24,12 +24,12 @@ class StudentTPredictions(NumberPredictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return loc / scale per sample of w and label; unlike the scale, the sd is infinite for df <= 2."""
+        """Return loc / scale per sample of w and label. The sd is not used, because it is infinite for df <= 2."""
         return family.loc / family.scale
 
     @property
     def mean(self) -> Tensor:
-        """Median loc of the label per sample, task, query and component, which is the mean if df > 1."""
+        """Median of the label [L, T, Q, Y] per sample, task, query and component; equal to the mean if df > 1."""
         return self.family.loc
 
     def cdf(self, y: Tensor) -> Tensor:
@@ -39,13 +39,16 @@ class StudentTPredictions(NumberPredictions):
 def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
     """Compute the CDF of Student's t with df degrees of freedom at t, accurate to 1e-6 for df from 0.1 to 1e6.
 
-    The result has no gradient. With t = sqrt(df) tan(theta) the density of theta is c cos(theta)^(df - 1), where
-    c = Gamma((df + 1) / 2) / (sqrt(pi) Gamma(df / 2)). This density is integrated from 0 to theta by Gauss-Legendre
-    quadrature. For df < 2 it is singular at pi / 2; then the tail is integrated instead if |t| > sqrt(df).
+    The density of the angle theta with t = sqrt(df) tan(theta) is integrated by Gauss-Legendre quadrature:
+
+        density = c cos(theta)^(df - 1),   c = Gamma((df + 1) / 2) / (sqrt(pi) Gamma(df / 2))
+
+    The integral is over the angles from 0 to theta. For df < 2 and |t| > sqrt(df), it is over the tail from theta to
+    pi / 2 instead, because the density is singular at pi / 2. The result has no gradient.
 
     Args:
-        t: any shape.
-        df: a shape that broadcasts with t.
+        t: values of any shape.
+        df: degrees of freedom, of a shape that broadcasts with t.
 
     Returns:
         Probabilities in the broadcast shape of t and df.
@@ -59,16 +62,16 @@ def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
 
 
 def _log_gamma_ratio(a: Tensor) -> Tensor:
-    """Compute log Gamma(a + 1/2) - log Gamma(a); for a > 4 by a series, since the difference is inexact in float32."""
+    """Compute log Gamma(a + 1/2) - log Gamma(a). For a > 4, a series is more accurate in float32."""
     large = a.clamp(min=4)
     series = 0.5 * large.log() - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
     return torch.where(a > 4, series, torch.lgamma(a + 0.5) - torch.lgamma(a))
 
 
 def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c = exp(log_c) times the integral of cos(s)^(df - 1) over s from 0 to theta, where tangent = tan(theta).
+    """Compute c times the integral of cos(s)^(df - 1) over s from 0 to theta; c = exp(log_c), tangent = tan(theta).
 
-    The integral ends at s = 8 / sqrt(df), since the integrand is negligible beyond.
+    The integral ends at s = 8 / sqrt(df) at most. The integrand is negligible beyond.
     """
     width = torch.minimum(torch.atan(tangent), 8 / df.sqrt())
 
@@ -80,10 +83,11 @@ def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c = exp(log_c) times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta.
+    """Compute c times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta.
 
-    The argument `tangent` is tan(theta). With s = phi v^(1 / df) the integral is phi^df / df times the integral of
-    (sin(s) / s)^(df - 1) over v from 0 to 1.
+    Here c = exp(log_c) and tangent = tan(theta). The substitution s = phi v^(1 / df) removes the singularity:
+
+        integral = phi^df / df times the integral of (sin(s) / s)^(df - 1) over v from 0 to 1
     """
     phi = torch.atan(1 / tangent)
 
@@ -95,7 +99,7 @@ def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _quadrature(integrand: Callable[[float], Tensor], like: Tensor) -> Tensor:
-    """Integrate a function over v from 0 to 1, one node after the other to save memory; `like` gives the shape."""
+    """Integrate a function over v from 0 to 1, node by node to save memory; the result has the shape of `like`."""
     total = torch.zeros_like(like)
     for node, weight in _nodes():
         total += weight * integrand(node)

@@ -1,1 +1,1 @@
-"""Loggers to which the lines of metrics.jsonl are also sent: CSV, TensorBoard, Weights & Biases, MLflow."""
+"""Loggers for the lines of metrics.jsonl: CSV, TensorBoard, Weights & Biases, MLflow."""

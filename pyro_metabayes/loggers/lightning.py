@@ -1,4 +1,4 @@
-"""Loggers for a CSV file and for TensorBoard, by Lightning Fabric."""
+"""Loggers for a CSV file and for TensorBoard, based on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _InFolder:
-    """Logger that passes metrics to a logger of Lightning Fabric, which writes to a subfolder of the run."""
+    """Logger that passes metrics to a logger of Lightning Fabric. The files are in a subfolder of the run."""
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
@@ -41,7 +41,7 @@ class Csv(_InFolder):
         super().__init__(CSVLogger(folder, name="", version="csv", flush_logs_every_n_steps=1))
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """Do nothing: the table has no place for settings, which are in .hydra and results.json."""
+        """Do nothing: .hydra and results.json already contain the settings."""
 
 
 class TensorBoard(_InFolder):
@@ -69,5 +69,5 @@ class TensorBoard(_InFolder):
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files of an interrupted training; the new training writes them again."""
+    """Remove the files of an interrupted training; the resumed training writes all lines again."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,8 +17,8 @@ class MLflow:
 
     Args:
         name: the name of the run.
-        experiment: the name of the experiment, which is created if it does not exist.
-        tracking_uri: address of a server, or sqlite:///FILE.db; None: the environment variable MLFLOW_TRACKING_URI, or
+        experiment: the name of the experiment; a missing experiment is created.
+        tracking_uri: address of a server, or sqlite:///FILE.db. None: the environment variable MLFLOW_TRACKING_URI, or
             else the default of MLflow.
 
     Raises:

@@ -12,30 +12,30 @@ from pyro_metabayes.errors import UsageError, printable
 
 
 class Logger(Protocol):
-    """Interface of a logger. A new logger object starts a new record; files of an earlier record are replaced."""
+    """Interface of a logger. A new logger object starts a new record, and replaces files of an earlier record."""
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """Record the settings of the run, by dotted name such as train.steps."""
+        """Record the settings of the run by dotted name, such as train.steps."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record the metrics of a training step, finite numbers by dotted name."""
+        """Record the metrics of a training step: finite numbers by dotted name."""
 
     def close(self, failed: bool) -> None:
-        """Finish the record; `failed` tells whether the run ended with an exception."""
+        """Finish the record; `failed` is True if the run ended with an exception."""
 
 
 class RunLog:
-    """Callback of `fit` that passes the logged steps of a training to a logger, and a context manager that closes it.
+    """Callback of `fit` that passes the logged steps of a training to a logger.
 
         with RunLog(Csv(folder="runs/a"), "runs/a") as log:
             fit(learner, train, val, steps=1000, folder="runs/a", callbacks=[log])
 
-    If the training is resumed, the steps before the interruption are logged again. If the logger fails, for instance
-    without a connection, the training continues: a note is printed, and metrics.jsonl remains complete.
+    The end of the with block closes the logger. A resumed training logs the steps before the interruption again. If the
+    logger fails, a note is printed and the training continues; metrics.jsonl remains complete.
 
     Args:
         logger: the logger; None: nothing is logged.
-        folder: the folder of the run; its metrics.jsonl holds the steps before an interruption.
+        folder: the folder of the run, with metrics.jsonl.
         settings: settings of the run, a nested dict of plain values.
     """
 
@@ -54,13 +54,13 @@ class RunLog:
             self._call(lambda: logger.close(failed=kind is not None))
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Log the metrics of a step; before the first step, log the earlier steps of a resumed training."""
+        """Log the metrics of a step. The first call also logs the earlier steps of a resumed training."""
         if not self._last_step:
             self._log_file(before=line["step"])
         self._log(line, line["step"])
 
     def log_results(self, results: Mapping[str, Any], step: int) -> None:
-        """Log the metrics of an evaluation with the prefix "test_"; `step` is the number of training steps."""
+        """Log the metrics of an evaluation under names with the prefix "test_"; `step` counts training steps."""
         if not self._last_step:
             self._log_file(before=step + 1)
         self._log({f"test_{name}": value for name, value in results.items()}, step)
@@ -78,7 +78,7 @@ class RunLog:
             self._call(lambda: logger.log_metrics(metrics, step))
 
     def _call(self, action: Callable[[], object]) -> None:
-        """Call a method of the logger; after an exception print a note, and do not call the logger again."""
+        """Call a method of the logger. After an exception, print a note and stop calling the logger."""
         try:
             action()
         except Exception as error:
@@ -101,8 +101,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def missing_package(package: str, extra: str) -> UsageError:
-    """Return the error for a logger whose package is not installed; `extra` is the name of the logger."""
+    """Return the error for a missing package of a logger; `extra` is the name of the logger."""
     return UsageError(
-        f"expected the package {package} for logger={extra}, but it is not installed; run: "
-        f"pip install 'pyro_metabayes[{extra}]'"
+        f"expected the package {package} for logger={extra}, not found; run: pip install 'pyro_metabayes[{extra}]'"
     )

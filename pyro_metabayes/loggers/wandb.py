@@ -18,11 +18,11 @@ class WandB:
     A resumed training also writes its earlier steps to the new run.
 
     Args:
-        folder: the folder of the training; the files of Weights & Biases are in its subfolder wandb.
+        folder: the folder of the training. The files of Weights & Biases are in the subfolder wandb.
         name: the name of the run.
         project: the project.
         entity: the user or team that owns the run; None: the user who is logged in.
-        mode: `online`, `offline` (files only, which `wandb sync` uploads) or `disabled`.
+        mode: `online`, `disabled`, or `offline` (only files; `wandb sync` uploads them later).
 
     Raises:
         UsageError: the package wandb is not installed, or the run cannot be started.
@@ -59,6 +59,6 @@ class WandB:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return the message of a wandb error without sentences on the login, since the UsageError gives this advice."""
+    """Return the message of a wandb error without the sentences on the login, which the UsageError contains."""
     sentences = " ".join(str(error).split()).removesuffix(".").split(". ")
     return ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if "login" not in sentence)])

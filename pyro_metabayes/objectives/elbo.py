@@ -25,21 +25,22 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class Elbo(Objective, Trace_ELBO):
-    """Negative ELBO: loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }.
+    """Negative ELBO of a batch of tasks, in nats, summed over tasks and points.
 
-    q_t is the approximate posterior over the weights w_t of task t, p_psi the prior, and i runs over the query points
-    of the task. The loss is in nats, summed over tasks and points. kl_weight scales the latent site of model and guide.
-    (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
+        loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }
+
+    where q_t is the approximate posterior over the weights w_t of task t, p_psi the prior, and i runs over the query
+    points of the task. (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
 
     Args:
         particles: number of samples of w for the expectation.
-        kl: estimator of the KL.
+        kl: estimator of the KL; a point estimate (Delta) always uses `sampled`.
             sampled: the mean of log q(w) - log p(w) over the same samples, as in Trace_ELBO. If q is the exact
                 posterior, every sample gives the log evidence.
-            analytic: the closed form if there is one, else sampled. It equals TraceMeanField_ELBO, but also has a
-                closed form for a Gaussian q with covariances and a diagonal Gaussian p.
-            variational, convexity: an upper bound on the KL to a mixture (`pyro_metabayes/inference/divergences.py`),
-                so -loss is a looser bound on the log evidence. A point estimate (Delta) uses sampled.
+            analytic: the closed form if there is one, else `sampled`, as in TraceMeanField_ELBO. A Gaussian q with
+                covariances and a diagonal Gaussian p also have a closed form.
+            variational, convexity: an upper bound on the KL to a mixture (`pyro_metabayes/inference/divergences.py`).
+                Then -loss is a looser bound on the log evidence.
 
     Raises:
         UsageError: the estimator is unknown, or is not defined for the distributions of guide and model.
@@ -52,11 +53,11 @@ class Elbo(Objective, Trace_ELBO):
         Objective.__init__(self, particles)
         Trace_ELBO.__init__(self, num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
         if kl not in (names := ("sampled", "analytic", *KL_BOUNDS)):
-            raise UsageError(f"expected objective.kl to be one of {', '.join(names)}, got '{kl}'")
+            raise UsageError(f"expected objective.kl to be one of {', '.join(names)}, got '{kl}'; change objective.kl")
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """Compute the loss, kl_weight KL - E_q[log-likelihood], and also the log-likelihood and the unweighted KL."""
+        """Compute the loss kl_weight KL - E_q[log-likelihood], the log-likelihood and the unweighted KL."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         weighted, unweighted, log_likelihood = [], [], []
@@ -73,7 +74,7 @@ class Elbo(Objective, Trace_ELBO):
         return Terms(added(weighted) - evidence, evidence.detach(), added(unweighted))
 
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
-        """Compute log q(w) - log p(w) of L samples and T tasks [L, T], or the unweighted KL in closed form [T]."""
+        """Compute the unweighted KL: log q(w) - log p(w) [L, T] of L samples and T tasks, or a closed form [T]."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
         if isinstance(q, Delta):  # w is the point of q; q.log_prob would only compare w with this point
             return q.log_density - log_density(p, w)
@@ -91,8 +92,8 @@ class Elbo(Objective, Trace_ELBO):
         bounds = mixture_kl_bounds(q, p)
         if not bounds:
             raise UsageError(
-                f"expected a normal posterior and a mixture as prior for objective.kl={self.kl}, got "
-                f"posterior {type(innermost(q)).__name__}, prior {type(innermost(p)).__name__}; use "
+                f"expected a normal posterior and a mixture prior for objective.kl={self.kl}, got "
+                f"posterior {type(innermost(q)).__name__} and prior {type(innermost(p)).__name__}; use "
                 "objective.kl=analytic"
             )
         return bounds[self.kl]
@@ -103,7 +104,7 @@ class Elbo(Objective, Trace_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """Compute the loss of a batch as a float, and add its gradients to the parameters (interface of SVI)."""
+        """Compute the loss of a batch as a float, and add gradients to the parameters (interface of SVI)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -111,17 +112,19 @@ class Elbo(Objective, Trace_ELBO):
 
 
 def path_derivative_loss(model: Model, q: TorchDistribution, points: Observed, noise: Tensor) -> Tensor:
-    """Compute -log p(support_y | support_x, w) - log p(w) + log q(w) at w = loc + scale_tril noise.
+    """Compute the path-derivative loss of samples w ~ q.
 
-    loc and scale_tril are those of q. The gradient of log q(w) flows through w and not through the parameters of q, so
-    the gradient of the loss is 0 for every sample if q is the exact posterior. (Roeder, Wu and Duvenaud, "Sticking the
-    Landing", 2017, arXiv 1703.09194.)
+        loss = -log p(support_y | support_x, w) - log p(w) + log q(w),   w = loc + scale_tril noise
+
+    where loc and scale_tril are the parameters of q. The gradient of log q(w) flows through w, but not through the
+    parameters of q. If q is the exact posterior, the gradient of the loss is 0 for every sample. (Roeder, Wu and
+    Duvenaud, "Sticking the Landing", 2017, arXiv 1703.09194.)
 
     Args:
         model: the model.
-        q: a Gaussian, batch [T] (tasks), event [Y, W] (Y outputs with W weights each), independent over the outputs.
-        points: T tasks; their support sets are the data.
-        noise: standard normal [L, T, Y, W], for L samples.
+        q: a Gaussian with independent outputs, batch [T], event [Y, W], for Y outputs with W weights each.
+        points: T tasks; the support sets are the data.
+        noise: [L, T, Y, W], standard normal, for L samples.
 
     Returns:
         Tensor [L, T], in nats.

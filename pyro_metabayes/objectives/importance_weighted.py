@@ -13,13 +13,15 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class ImportanceWeighted(Objective):
-    """Negative importance-weighted bound: loss = -sum_t log (1/L) sum_l p(y_t | w_l) p(w_l) / q(w_l), w_l ~ q(w).
+    """Negative importance-weighted bound on the log evidence, in nats, summed over tasks.
 
-    y_t are the query labels of task t, and q is the guide. The loss is in nats, summed over tasks. In expectation
-    -loss lies between the ELBO (L = 1) and the log evidence (L to infinity). Samples are averaged within each task,
-    since the bound for the product of all tasks is much looser. With the prior as guide, the loss equals that of
-    monte_carlo with joint=true. If every site is inside the plate of tasks, the loss equals Pyro's RenyiELBO(alpha=0).
-    kl_weight is an exponent of p(w) / q(w); -loss is a bound for kl_weight = 1. (Burda et al. 2016, eq. 8.)
+        loss = -sum_t log (1/L) sum_l p(y_t | w_l) (p(w_l) / q(w_l))^kl_weight,   w_l ~ q(w)
+
+    where y_t are the query labels of task t, and q is the guide. For kl_weight = 1, -loss is a bound: in expectation it
+    lies between the ELBO (L = 1) and the log evidence (L to infinity). (Burda et al. 2016, eq. 8.)
+
+    With the prior as guide, the loss equals the loss of monte_carlo with joint=true. If every site is inside the plate
+    of tasks, the loss equals Pyro's RenyiELBO(alpha=0).
 
     Args:
         particles: number L of samples of w per task.
@@ -29,7 +31,7 @@ class ImportanceWeighted(Objective):
     bound = True
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """Compute the loss, and also the log-likelihood and the KL, averaged over the samples."""
+        """Compute the loss, and the averages over samples of the log-likelihood and the KL."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent: list[Any] = [guide_trace.nodes[name] for name in latent_sites(guide_trace)]

@@ -1,4 +1,4 @@
-"""The mean log score per query, divided by the entropy of a uniform guess, so that tasks of any size count equally."""
+"""The mean log score per query in units of the entropy of a uniform guess, with equal weight for tasks of any size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class MeanScore(Objective):
-    """Negative mean log score: loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l), w_l ~ q.
+    """Negative mean log score, without unit, summed over tasks.
 
-    Task t has Q_t unmasked queries, their labels y_t, and C classes; for labels that are numbers, log C is replaced
-    by 1. q is the guide. A sum over points, as in the ELBO, would give tasks with many classes and queries a much
-    larger weight than small tasks. Here each task has a loss near 1 before training. The loss has no KL term, and
-    -loss is no bound on the evidence.
+        loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l),   w_l ~ q
+
+    where y_t are the labels of the Q_t unmasked queries of task t, C is the number of classes, and q the guide. If
+    labels are numbers, 1 replaces log C. The loss of each task is near 1 before training, so large and small tasks have
+    equal weight. There is no KL term, and -loss is no bound on the evidence.
 
     Args:
         particles: number L of samples of w per task.
@@ -26,11 +27,12 @@ class MeanScore(Objective):
     bound = False
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """Compute the loss (without a unit) and the log-likelihood in nats; there is no KL."""
+        """Compute the loss without unit, and the log-likelihood in nats; there is no KL."""
         (data,) = args
         if not isinstance(data, Episodes):
             raise UsageError(
-                f"expected Episodes for objective=mean_score, got {type(data).__name__}; pass Episodes (with labels)"
+                "expected tasks with query labels (Episodes) for objective=mean_score, got "
+                f"{type(data).__name__}; pass Episodes"
             )
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing

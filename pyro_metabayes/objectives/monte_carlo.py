@@ -15,17 +15,19 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class MonteCarlo(Objective):
-    """Negative log predictive likelihood: loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l).
+    """Negative log predictive likelihood, in nats, summed over tasks and points.
 
-    i runs over the query points of task t. The loss is in nats, summed over tasks and points. The samples w_l are drawn
-    from q(w | support), the `posterior` of the guide, which does not depend on query labels. (Gordon et al. 2019, and
-    their code. The neural process literature calls the joint form NPML.)
+        joint=False: loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l)
+        joint=True:  loss = -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l)
+
+    where i runs over the query points of task t. The samples w_l are drawn from q(w | support), the `posterior` of the
+    guide, which does not depend on query labels. (Gordon et al. 2019, and the code of the paper. The joint form is NPML
+    of the neural process literature.)
 
     Args:
         particles: number L of samples of w per task.
-        joint: whether the product over the query points of a task is inside the logarithm:
-            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l). With the prior as guide this is RenyiELBO(alpha=0) of
-            each task.
+        joint: whether the product over the query points of a task is inside the logarithm. With the prior as guide,
+            the joint loss is RenyiELBO(alpha=0) of each task.
     """
 
     bound = False
@@ -48,7 +50,7 @@ class MonteCarlo(Objective):
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:
-        """Compute log (1/L) sum_l p(y | w_l) at an observed site per query [T, Q], or with `joint` per task [T]."""
+        """Compute log (1/L) sum_l p(y | w_l) of an observed site: [T, Q] per query, or [T] per task with `joint`."""
         points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
         if self.particles > 1:
@@ -57,7 +59,7 @@ class MonteCarlo(Objective):
 
 
 def _points(distribution: Any, value: Tensor) -> Tensor:
-    """Compute log p per point of T tasks [..., T, N]. A distribution without event dimensions has one point, N = 1."""
+    """Compute log p [..., T, N] of the N points of T tasks. A distribution without event dimensions has N = 1."""
     if isinstance(distribution, MaskedDistribution):
         return scale_and_mask(_points(distribution.base_dist, value), mask=_of_points(distribution._mask))
     if isinstance(distribution, Independent):
@@ -66,5 +68,5 @@ def _points(distribution: Any, value: Tensor) -> Tensor:
 
 
 def _of_points(mask: Any) -> Any:
-    """Reshape the mask [..., T] of a site (T tasks) to [..., T, 1], so that it broadcasts over points."""
+    """Reshape the mask [..., T] of a site to [..., T, 1], which broadcasts over the points of a task."""
     return mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask

@@ -1,4 +1,4 @@
-"""The base class of objectives, which computes the terms of a loss from traces of a Pyro model and guide."""
+"""The base class of objectives: computes a loss from traces of a Pyro model and guide."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Objective(Recorded):
 
     Attributes:
         name: name of the loss in tables.
-        bound: whether -loss is a lower bound on the log evidence, if guide and prior have densities and the KL weight
-            is 1.
+        bound: whether -loss is a lower bound on the log evidence. (The KL weight must be 1, and guide and prior must
+            have densities.)
 
     Args:
         particles: number of samples of the latent per task.
@@ -58,7 +58,7 @@ class Objective(Recorded):
 
     def __init__(self, particles: int = 1) -> None:
         if particles < 1:
-            raise UsageError(f"expected train.particles >= 1, got {particles}")
+            raise UsageError(f"expected train.particles >= 1, got {particles}; increase train.particles")
         self.particles = particles
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
@@ -66,7 +66,7 @@ class Objective(Recorded):
 
         Args:
             model: a Pyro program of (data, **kwargs) with observed sites.
-            guide: a Pyro program of the same arguments with the same latent sites.
+            guide: a Pyro program with the arguments and the latent sites of the model.
             args: the batch of tasks.
             kwargs: further arguments of model and guide, such as kl_weight.
         """
@@ -77,7 +77,7 @@ class Objective(Recorded):
         return self.terms(model, guide, *args, **kwargs).loss
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Return the traces of model and guide: the guide runs on `seen`, the model on `data` with the same latents."""
+        """Return the traces of the guide on `seen`, and of the model on `data` with the latents of the guide."""
         with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
@@ -86,7 +86,7 @@ class Objective(Recorded):
         return model_trace, guide_trace
 
     def _check(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Run Pyro's checks: model and guide have the same sites, and no batch dimension is outside a plate."""
+        """Run Pyro's checks: model and guide have equal sites, and every batch dimension belongs to a plate."""
         check_model_guide_match(model_trace, guide_trace, NESTING)
         for trace in (model_trace, guide_trace):
             try:
@@ -97,17 +97,17 @@ class Objective(Recorded):
                 check_site_shape(trace.nodes[name], NESTING)
 
     def _in_particles(self, program: Stochastic) -> Stochastic:
-        """Wrap a program so that it draws each latent `particles` times, along a new first axis if particles > 1."""
+        """Wrap a program: draw each latent `particles` times, along a new first axis if particles > 1."""
         return Particles(self.particles, NESTING)(program)
 
 
 def total(values: Tensor) -> Tensor:
-    """Compute the sum over T tasks of values [T], or of the mean over L particles of values [L, T]."""
+    """Compute the sum of values [T] over tasks; values [L, T] are first averaged over L particles."""
     return values.sum() / len(values) if values.dim() > NESTING else values.sum()
 
 
 def added(sites: list[Tensor]) -> Tensor:
-    """Compute the sum of the values of all sites; 0 without sites. Most programs have one site."""
+    """Compute the sum of the values of all sites; 0 without sites."""
     return sum(sites[1:], sites[0]) if sites else torch.zeros(())
 
 
@@ -119,14 +119,14 @@ def latent_sites(guide_trace: Trace) -> list[str]:
     """Return the names of the latent sites in the trace of a guide.
 
     Raises:
-        UsageError: gradients are recorded and a site is not reparametrised; score-function gradients are not supported.
+        UsageError: gradients are recorded, and a site is not reparametrised.
     """
     for name in (names := _sites(guide_trace)):
         fn: Any = guide_trace.nodes[name]["fn"]
         if torch.is_grad_enabled() and not fn.has_rsample:
             raise UsageError(
                 f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
-                "use a guide whose distribution has rsample, and such a prior if the guide samples from the prior"
+                "use a guide with rsample (or a prior with rsample, if the guide samples from the prior)"
             )
     return names
 

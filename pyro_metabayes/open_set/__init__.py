@@ -1,1 +1,1 @@
-"""Open-set recognition: predictions, scores and rejection of queries whose class has no support points."""
+"""Open-set recognition: predictions, scores and rejection for tasks with queries of unknown classes."""

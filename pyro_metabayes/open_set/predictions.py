@@ -1,4 +1,4 @@
-"""Predictions for tasks with queries of unknown classes, which have no support points."""
+"""Predictions for tasks with queries of unknown classes. An unknown class has no support points."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pyro_metabayes.prediction.moments import extra_draws
 
 @runtime_checkable
 class HasFeatureDensity(Protocol):
-    """A model whose classifier p(y | x, w) follows by Bayes' rule from a mixture density p(x | w) of the features."""
+    """Interface of a classifier that models the density p(x | w) of the features as a mixture over classes."""
 
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
         """Compute log p(x_i | w) = log sum_c p(y = c | w) p(x_i | y = c, w), up to a constant.
 
-        The constant depends neither on x nor on w.
+        The constant is the same for all x and w.
 
         Args:
-            w: weights [..., T, *W] of T tasks, where *W is the shape of the weights of one task.
-            x: features [T, N, D], N points of D numbers per task.
+            w: weights [..., T, *W] of T tasks.
+            x: features [T, N, D] of N points per task.
 
         Returns:
             Tensor [..., T, N], in nats; None if the model has no such density.
@@ -37,9 +37,9 @@ class HasFeatureDensity(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OpenSetPredictions(ClassPredictions):
-    """Class predictions for T tasks of Q queries, some of which belong to unknown classes and have no label.
+    """Class predictions for tasks in which some queries belong to unknown classes and have no label.
 
-    `mask` marks the queries with a label, `unknown` those of unknown classes.
+    `mask` marks the queries with a label. `unknown` marks the queries of unknown classes.
     """
 
     unknown: Tensor  # [T, Q]
@@ -52,32 +52,33 @@ def open_set_predictions(
     """Combine class predictions with the mask of the queries of unknown classes.
 
     Args:
-        predictions: class predictions for all Q queries of T tasks; their mask marks the queries with a label.
+        predictions: class predictions for all Q queries of T tasks. The mask marks the queries with a label.
         unknown: [T, Q], the `unknown_mask` of the tasks.
-        log_evidence: log p(x | support) [T, Q] of each query, in nats up to a constant; None: not defined.
+        log_evidence: [T, Q], log p(x | support) of each query, in nats up to a constant; None: not defined.
 
     Raises:
-        UsageError: the predictions are not class predictions, or also cover base classes of the training.
+        UsageError: the predictions are no class predictions, or include base classes of the training.
     """
     if not isinstance(predictions, ClassPredictions) or isinstance(predictions, BaseNovelPredictions):
         raise UsageError(
-            f"expected predictions of the support classes only, since the tasks have unknown classes, got "
+            "expected predictions of only the support classes for tasks with unknown classes, got "
             f"{type(predictions).__name__}; set task.unknown=0"
         )
     return OpenSetPredictions(predictions.labels, predictions.mask, predictions.log_probs, unknown, log_evidence)
 
 
 def log_evidence(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> Tensor | None:
-    """Estimate log p(x_i | support) = log (1/L) sum_l p(x_i | w_l), w_l ~ q(w | support), of every query x_i.
+    """Estimate log p(x_i | support) of every query x_i. The random state is preserved.
 
-    p(x_i | w) = sum_c p(y = c | w) p(x_i | y = c, w) is the density of the features, summed over the classes. The
-    random state is preserved.
+        log p(x_i | support) = log (1/L) sum_l p(x_i | w_l),   w_l ~ q(w | support)
+
+    where p(x_i | w) is the density of the features (`HasFeatureDensity`).
 
     Args:
         model: the model.
         posterior: approximate posterior q of w, batch [T].
         episodes: T tasks with features as inputs, and Q queries per task.
-        samples: number L of draws of w per task; a point estimate has one.
+        samples: number L of draws of w per task; a point estimate has one draw.
 
     Returns:
         Tensor [T, Q], in nats up to a constant; None if the model has no density of the features.

@@ -1,4 +1,4 @@
-"""Rejection of queries: a prediction with a large entropy is replaced by a label such as "unknown"."""
+"""Rejection of queries: a label such as "unknown" replaces a prediction with a large entropy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KINDS = {"text": "U", "a number": "iufb"}  # kinds of numpy's dtypes
 
 @dataclass(frozen=True)
 class Rejection:
-    """Rule that replaces the predicted label of a query by `label` if the entropy of its prediction is > `above`.
+    """Rule that rejects a query, i.e. predicts `label`, if the entropy of the prediction exceeds `above`.
 
     Args:
         above: largest entropy of an accepted prediction, in nats.
-        label: array of shape [] with the label of rejected queries, which is not the label of a class.
+        label: array of shape [] with the label of rejected queries. The label must not be the label of a class.
     """
 
     above: float
@@ -41,13 +41,13 @@ class Rejection:
             The rule; None if `above` is None.
 
         Raises:
-            UsageError: `above` is not a number x with 0 <= x < log C; `above` is None although `label` is given; or
-                `label` is the label of a class, or has another type than the labels of the classes.
+            UsageError: `above` is not a number with 0 <= above < log C; `above` is None although `label` is given;
+                `label` is the label of a class; or `label` has another type than the labels of the classes.
         """
         if above is None:
             if label is not None:
                 raise UsageError(
-                    f"expected reject_above to be set with unknown_label={label!r}, got None; set reject_above, in nats"
+                    f"expected reject_above for unknown_label={label!r}, got None; set reject_above (in nats)"
                 )
             return None
         _check_entropy(above, len(classes))
@@ -59,8 +59,8 @@ class Rejection:
             )
         if value in classes:
             raise UsageError(
-                f"expected an unknown_label that is not the label of a class, got {value.item()!r}, which is in y; "
-                "choose another unknown_label"
+                f"expected an unknown_label that is not in y, got {value.item()!r}, the label of a class; change "
+                "unknown_label"
             )
         return cls(float(above), value)
 
@@ -68,8 +68,8 @@ class Rejection:
         """Replace the labels of rejected queries.
 
         Args:
-            labels: predicted labels [Q] of Q queries.
-            probabilities: probabilities of C classes for these queries [Q, C].
+            labels: [Q], predicted labels of Q queries.
+            probabilities: [Q, C], probabilities of C classes.
 
         Returns:
             Labels [Q], of a dtype that can hold the predicted labels and `label`.
@@ -81,6 +81,6 @@ def _check_entropy(above: Any, num_classes: int) -> None:
     number = isinstance(above, Real) and not isinstance(above, bool)
     if not number or not 0 <= above < math.log(num_classes):
         raise UsageError(
-            f"expected 0 <= reject_above < log {num_classes} = {math.log(num_classes):.3f} nats, the largest entropy "
-            f"of {num_classes} classes, got {above!r}; change reject_above"
+            f"expected 0 <= reject_above < log {num_classes} = {math.log(num_classes):.3f} nats (for {num_classes} "
+            f"classes), got {above!r}; change reject_above"
         )

@@ -1,4 +1,4 @@
-"""Scores of open-set recognition: AUROC and FPR at 95% TPR of entropy, mutual information and log evidence."""
+"""Scores of open-set recognition, with AUROC and false positive rate (FPR) at 95% true positive rate (TPR)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pyro_metabayes.open_set.separation import auroc, false_positive_rate, thres
 
 @dataclass(frozen=True)
 class OpenSetScore:
-    """A function of the predictive distribution of a query that is larger for queries of unknown classes.
+    """A function of the predictive distribution of a query, larger for queries of unknown classes.
 
     Args:
         name: short name; the keys in results.json are unknown_auroc_NAME and unknown_fpr95_NAME.
         title: name of the score in plots and tables.
-        values: function that returns the score of each of Q queries of T tasks, [T, Q] in nats; None: not defined.
+        values: function that returns the scores [T, Q] of the queries in nats, or None if the score is not defined.
     """
 
     name: str
@@ -29,20 +29,20 @@ class OpenSetScore:
 
 
 def entropy(predictions: OpenSetPredictions) -> Tensor:
-    """Compute the entropy H[p(y | x, support)] of the averaged prediction of Q queries of T tasks [T, Q], in nats."""
+    """Compute the entropy H[p(y | x, support)] [T, Q] of the averaged prediction of each query, in nats."""
     return predictions.entropy
 
 
 def information(predictions: OpenSetPredictions) -> Tensor | None:
-    """Compute the mutual information I(y; w | x, support) of label and weights, for Q queries of T tasks [T, Q].
+    """Compute the mutual information I(y; w | x, support) [T, Q] of label and weights, in nats.
 
-    It is in nats; None for a point estimate.
+    The result is None for a point estimate.
     """
     return None if predictions.is_point else predictions.information
 
 
 def minus_log_evidence(predictions: OpenSetPredictions) -> Tensor | None:
-    """Compute -log p(x | support), in nats up to a constant, for the features x of Q queries of T tasks [T, Q].
+    """Compute -log p(x | support) [T, Q] of the features x of each query, in nats up to a constant.
 
     The result is None if the model has no density of the features.
     """
@@ -57,23 +57,23 @@ OPEN_SET_SCORES = (
 
 
 def auroc_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """Compute the AUROC [T] of a score for T tasks: queries of unknown classes against queries of known classes."""
+    """Compute the AUROC [T] of a score: queries of unknown classes against queries of known classes."""
     return auroc(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def fpr95_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """Compute the FPR at 95% TPR [T] of a score for T tasks.
+    """Compute the FPR at 95% TPR [T] of a score.
 
-    This is the share of queries of unknown classes that are accepted by the threshold that accepts 95% of the queries
-    of known classes.
+    A threshold accepts 95% of the queries of known classes. The FPR is the share of queries of unknown classes that the
+    threshold accepts.
     """
     return false_positive_rate(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def entropy_threshold(predictions: OpenSetPredictions) -> Tensor:
-    """Compute, for each of T tasks, the smallest entropy threshold [T] that accepts 95% of queries of known classes.
+    """Compute the smallest entropy threshold [T] that accepts 95% of the queries of known classes of a task.
 
-    A query is accepted if its entropy in nats is at most the threshold.
+    A query is accepted if the entropy of its prediction, in nats, is at most the threshold.
     """
     return threshold(predictions.entropy, predictions.mask)
 

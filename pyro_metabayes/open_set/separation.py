@@ -1,6 +1,6 @@
-"""Metrics of how well a score separates queries of unknown classes from other queries: AUROC, and FPR at 95% TPR.
+"""Metrics of the separation of unknown from known classes: AUROC, and false positive rate at 95% true positive rate.
 
-A score s(x) is larger if the query is less similar to the classes of the support set.
+A score s(x) is larger if the query x is less similar to the classes of the support set.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ ACCEPTED = 0.95  # share of the known queries whose scores are at most the thres
 def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
     """Compute the AUROC of each task: P(s(p) > s(n)) + P(s(p) = s(n)) / 2.
 
-    p is a random positive query of the task, n a random negative one, and s the score. (Mann and Whitney 1947.)
+    p is a random positive query of the task, n a random negative query, and s the score. (Mann and Whitney 1947.)
 
     Args:
-        scores: s of Q queries of T tasks [T, Q], any unit.
-        negative, positive: masks [T, Q], true for the negative or positive queries.
+        scores: [T, Q], score of Q queries of T tasks, any unit.
+        negative: mask [T, Q], True for negative queries.
+        positive: mask [T, Q], True for positive queries.
 
     Returns:
         Tensor [T], 0 to 1; 1/2 if the score does not discriminate.
@@ -33,11 +34,11 @@ def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
 
 
 def threshold(scores: Tensor, known: Tensor) -> Tensor:
-    """Compute the smallest t with s(k) <= t for at least 95% of the queries k of known classes of a task.
+    """Compute the smallest threshold t with s(k) <= t for at least 95% of the queries k of known classes.
 
     Args:
-        scores: s of Q queries of T tasks [T, Q], any unit.
-        known: mask [T, Q], true for queries of known classes.
+        scores: [T, Q], score s of Q queries of T tasks, any unit.
+        known: mask [T, Q], True for queries of known classes.
 
     Returns:
         Tensor [T], in the unit of the scores.
@@ -47,13 +48,15 @@ def threshold(scores: Tensor, known: Tensor) -> Tensor:
 
 
 def false_positive_rate(scores: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
-    """Compute the FPR at 95% TPR: the share of queries of unknown classes whose score is at most the threshold.
+    """Compute the false positive rate (FPR) at 95% true positive rate of each task.
 
-    The threshold accepts 95% of the queries of known classes (`threshold`). (Liang, Li and Srikant 2018.)
+    This is the share of queries of unknown classes with a score up to the `threshold`, which accepts 95% of the queries
+    of known classes. (Liang, Li and Srikant 2018.)
 
     Args:
-        scores: s of Q queries of T tasks [T, Q], any unit.
-        known, unknown: masks [T, Q], true for queries of known or unknown classes.
+        scores: [T, Q], score of Q queries of T tasks, any unit.
+        known: mask [T, Q], True for queries of known classes.
+        unknown: mask [T, Q], True for queries of unknown classes.
 
     Returns:
         Tensor [T], 0 to 1; 0.95 if the score does not discriminate.
@@ -63,5 +66,5 @@ def false_positive_rate(scores: Tensor, known: Tensor, unknown: Tensor) -> Tenso
 
 
 def _ordered(scores: Tensor, mask: Tensor) -> Tensor:
-    """Sort the scores of Q queries of T tasks [T, Q] in increasing order; masked queries come last, as infinity."""
+    """Sort the scores [T, Q] of each task in increasing order; masked queries come last, as infinity."""
     return scores.masked_fill(~mask, math.inf).sort(-1).values

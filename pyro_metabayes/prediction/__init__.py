@@ -1,1 +1,1 @@
-"""Predictions for the query set of a task, from tensors or from arrays of users."""
+"""Predictions for the query set of a task, from tensors or from the user's arrays."""

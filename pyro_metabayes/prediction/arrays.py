@@ -20,17 +20,16 @@ NAMES = "support_x", "query_x"
 
 
 class SupportSet:
-    """Support set of one task, converted from arrays; also converts the query inputs of the task.
+    """Support set of one task, converted from the user's arrays; also converts the query inputs of the task.
 
     Args:
-        x: S support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled to
-            [0, 1].
-        y: classes of the support inputs [S], integers from 0 to C - 1. In a regression: numbers [S, Y], or [S] if
-            Y = 1; S may then be 0.
-        input_shape: *X, the shape of one input, for which the learner was built.
-        backbone: the network to which the inputs are passed.
+        x: support inputs [S, *X] of any real type. Integers with several axes *X are images, and are scaled to [0, 1].
+        y: support labels. Classification: integers [S] from 0 to C - 1. Regression: numbers [S, Y], or [S] if Y = 1;
+            S may be 0.
+        input_shape: *X, the shape of one input of the learner.
+        backbone: the network that receives the inputs.
         like: a tensor with the device and the dtype of the converted inputs.
-        num_targets: Y, the size of one label in a regression; 0: the labels are classes.
+        num_targets: number Y of values in one label of a regression; 0: the labels are classes.
 
     Attributes:
         x: converted support inputs [S, *X].
@@ -38,8 +37,8 @@ class SupportSet:
         num_classes: number of classes C; 0 in a regression.
 
     Raises:
-        UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
-            point.
+        UsageError: an array has another shape or type; a value is not finite or out of range; or a class has no
+            support point.
     """
 
     def __init__(
@@ -63,36 +62,36 @@ class SupportSet:
         self.num_classes = 0 if num_targets else int(self.y.max()) + 1
 
     def queries(self, x: Array) -> Tensor:
-        """Convert Q query inputs [Q, *X] to a tensor of the same shape, in the same way as the support inputs.
+        """Convert query inputs [Q, *X] to a tensor of the same shape, in the same way as the support inputs.
 
         Raises:
-            UsageError: the array has another shape or type, or a value is not finite or out of range.
+            UsageError: the array has another shape or type; or a value is not finite or out of range.
         """
         _refuse_other_columns(self._columns, _columns(x))
         values = _checked(NAMES[1], x, self._shape)
         if len(self.x) and values.shape[1:] != self._given.shape[1:]:
             raise UsageError(
-                f"expected query_x to hold inputs of shape {list(self._given.shape[1:])}, as support_x does, got "
+                f"expected inputs of shape {list(self._given.shape[1:])} in query_x, as in support_x, got "
                 f"{list(values.shape[1:])}; encode query_x and support_x in the same way"
             )
         values = scaled_images(self._given, values)[1] if self._images else values
         return _for(self._backbone, NAMES[1], values, self._like)
 
     def task(self, queries: Tensor) -> Observed:
-        """Return a batch of one task, with this support set and Q converted query inputs of shape *X [Q, *X]."""
+        """Return a batch of one task, with this support set and converted query inputs [Q, *X]."""
         support = self.x if len(self.x) else queries[:0]
         x, y, query_x = (value.unsqueeze(0) for value in (support, self.y, queries))
         return Observed(support_x=x, support_y=y, query_x=query_x, num_classes=self.num_classes)
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:
-    """Return whether x has shape [T, N, ..., *X]: T tasks, N points, one or more inputs of shape *X per point."""
+    """Return whether x has shape [T, N, ..., *X]: T tasks of N points, with one or more inputs per point."""
     leading = x.dim() - len(input_shape)
     return leading >= 2 and fits(x.shape[leading:], input_shape)
 
 
 def _refuse_other_columns(names: Sequence[str], others: Sequence[str]) -> None:
-    """Raise a UsageError if the column names of support and query data frames differ, or differ in their order."""
+    """Raise a UsageError if support and query data frames have different columns, or another order of columns."""
     if names and others and names != others:
         place = next((i for i, pair in enumerate(zip(names, others, strict=False)) if len(set(pair)) > 1), -1)
         first = f"'{others[place]}' in place of '{names[place]}'"
@@ -103,7 +102,7 @@ def _refuse_other_columns(names: Sequence[str], others: Sequence[str]) -> None:
 
 
 def _columns(x: object) -> list[str]:
-    """Return the column names of a data frame; [] for other arrays, and if a column name is not text."""
+    """Return the column names of a data frame; [] for other arrays, and for names that are not text."""
     names = list(getattr(x, "columns", []))
     return names if all(isinstance(name, str) for name in names) else []
 
@@ -123,7 +122,7 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
 
 
 def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
-    """Convert inputs to the dtype and device of `like`, after checks that depend on the kind of backbone."""
+    """Convert inputs to the dtype and device of `like`, after the checks for this kind of backbone."""
     if isinstance(backbone, Backbone):
         if backbone.unit_range:
             refuse_other_range(name, x)
@@ -154,19 +153,18 @@ def _labels(y: Array, num_points: int) -> Tensor:
     labels = _numbers_of_classes(y)
     if labels.shape == (num_points,) and labels.min() < 0:
         raise UsageError(
-            f"expected support_y to hold integers >= 0, got {labels.min().item():g}; number the classes from 0, "
+            f"expected integers >= 0 in support_y, got {labels.min().item():g}; number the classes from 0, "
             "and remove points without a label"
         )
     if labels.is_floating_point() or labels.shape != (num_points,):
         raise UsageError(
-            f"expected support_y to hold {num_points} integers >= 0, one for each support input, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}; pass one integer label per support input"
+            f"expected {num_points} integers >= 0 in support_y, got {labels.dtype} of shape {tuple(labels.shape)}; "
+            "pass one integer label per support input"
         )
     present = labels.unique().tolist()
     if present != list(range(len(present))):
         raise UsageError(
-            f"expected support_y to contain the classes 0, 1, 2, ... without a gap, got {present[:20]}; "
-            "renumber the classes"
+            f"expected the classes 0, 1, 2, ... without a gap in support_y, got {present[:20]}; renumber the classes"
         )
     return labels.long()
 

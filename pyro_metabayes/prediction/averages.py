@@ -44,7 +44,7 @@ def mean_softmax(logits: Tensor) -> Tensor:
 def log_mean_softmax(logits: Tensor) -> Tensor:
     """Compute log (1/L) sum_l softmax_c(logits_lc) [C, Q] in nats from logits [L, C, Q] of L draws and Q queries.
 
-    The result is also accurate if a probability of one of the C classes rounds to 0.
+    The result stays accurate if the probability of a class rounds to 0.
     """
     limits = torch.finfo(logits.dtype)
     if len(logits) > 1:
@@ -55,7 +55,7 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 
 
 def largest_of_samples(values: Tensor) -> Tensor:
-    """Compute the maximum [...] over the L samples of values [L, ...]; five times as fast as amax on a CPU."""
+    """Compute the maximum [...] of values [L, ...] over L samples; five times as fast as amax on a CPU."""
     while (size := len(values)) > 1:
         half = (size + 1) // 2
         values = torch.maximum(values[:half], values[size - half :])
@@ -63,12 +63,12 @@ def largest_of_samples(values: Tensor) -> Tensor:
 
 
 def variance_of_samples(values: Tensor) -> Tensor:
-    """Compute the variance [...] over the L samples of values [L, ...]; five times as fast as var on a CPU."""
+    """Compute the variance [...] of values [L, ...] over L samples; five times as fast as var on a CPU."""
     return (values - values.mean(0)).square_().sum(0) / (len(values) - 1)
 
 
 def most_probable(log_probs: Tensor) -> Tensor:
-    """Return the class with the largest log probability, the first one for ties; 20 times as fast as argmax.
+    """Return the class with the largest log probability; of tied classes, the first. 20 times as fast as argmax.
 
     Args:
         log_probs: log probabilities of C classes [..., C], in nats.
@@ -80,7 +80,7 @@ def most_probable(log_probs: Tensor) -> Tensor:
 
 
 def spread_of_samples(values: Tensor) -> Tensor:
-    """Compute the standard deviation over L samples of values [L, ...]; `std` takes six times as long on a CPU."""
+    """Compute the standard deviation [...] of values [L, ...] over L samples; six times as fast as std on a CPU."""
     return (values - values.mean(0)).square_().mean(0).sqrt_()
 
 

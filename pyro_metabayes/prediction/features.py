@@ -1,4 +1,4 @@
-"""Computation of features by the backbone of a learner, once per batch, outside model and guide."""
+"""Computation of features by the backbone of a learner: once per batch, before model and guide run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Data = TypeVar("Data", bound=Observed)
 
 @runtime_checkable
 class EmbedsTasks(Protocol):
-    """A backbone whose features of a point depend on the other points of its task."""
+    """Interface of a backbone with features that depend on all points of a task."""
 
     def embed_tasks(self, data: Data) -> Data:
-        """Replace inputs [T, N, *X] (T tasks of N points) by F features per point [T, N, F]; labels are not used."""
+        """Replace inputs [T, N, *X] of N points per task by features [T, N, F]; labels are not used."""
 
 
 class Frame(Protocol):
-    """Encoder of the queries of a batch of tasks whose support sets have already been encoded.
+    """Interface of an encoder of queries, for a batch of tasks with encoded support sets.
 
     Attributes:
         support: the tasks with features of the support points, without queries.
@@ -39,35 +39,36 @@ class Frame(Protocol):
     support: Observed
 
     def embed(self, x: Tensor) -> Tensor:
-        """Compute F features [T, Q, F] of each query input [T, Q, *X], for T tasks of Q queries."""
+        """Compute the features [T, Q, F] of the query inputs [T, Q, *X]."""
 
 
 @runtime_checkable
 class EncodesSupport(Protocol):
-    """A backbone like `EmbedsTasks` whose features may depend on the other points of the support set only."""
+    """Interface of a backbone (`EmbedsTasks`) that can encode support sets without the queries."""
 
     def support_frame(self, data: Observed) -> Frame | None:
-        """Encode the support sets and return an encoder of the queries; None if features depend on the queries."""
+        """Encode the support sets, and return an encoder of the queries; None if features depend on other queries."""
 
 
 @runtime_checkable
 class ChecksFeatures(Protocol):
-    """A part of a model that accepts only some features, such as features of unit length."""
+    """Interface of a part of a model that accepts only some features, such as features of unit length."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
         """Raise a UsageError for unsuitable features.
 
         Args:
-            x: D features of each of N points [N, D].
-            learned: whether a backbone with parameters computed x; such features may be constant.
+            x: features [N, D] of N points.
+            learned: whether x comes from a backbone with parameters. Such features may be constant.
         """
 
 
 class Featured(nn.Module):
-    """A learner with a backbone, which computes the features of tasks.
+    """A learner with a backbone that computes the features of tasks.
 
     Attributes:
-        frozen: whether the backbone is not trained. Tasks then hold features, otherwise inputs of the backbone.
+        frozen: whether the backbone is frozen. A frozen backbone is not trained, and its tasks already hold features.
+            Otherwise, tasks hold inputs of the backbone.
     """
 
     backbone: Backbone
@@ -82,23 +83,23 @@ class Featured(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode for all parts except the backbone, which stays in evaluation mode.
 
-        With batch statistics, tasks would depend on each other. So batch norm layers of the backbone keep their
-        statistics, and dropout layers of the backbone have no effect, even while the backbone is trained.
+        Batch norm layers of the backbone therefore keep their statistics, and dropout layers have no effect, even while
+        the backbone is trained. With batch statistics, tasks would depend on each other.
         """
         super().train(mode)
         self.backbone.eval()
         return self
 
     def embed(self, x: Tensor) -> Tensor:
-        """Compute D features [..., D] of each input of shape *X [..., *X]; uint8 images are scaled to [0, 1] first."""
+        """Compute the features [..., D] of inputs [..., *X]; uint8 images are first scaled to [0, 1]."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """Check the tasks and return them with features; tasks of a frozen backbone already hold features.
+        """Check the tasks, and return the tasks with features; tasks of a frozen backbone already hold features.
 
         Raises:
-            UsageError: the shape, dtype or device of the inputs does not fit the learner, or the model refuses the
+            UsageError: shape, dtype or device of the inputs does not fit the learner; or the model refuses the
                 features.
         """
         shape = (self.backbone.num_features,) if self.frozen else self.input_shape
@@ -116,13 +117,13 @@ class Featured(nn.Module):
         return self.checked(replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views))
 
     def frame_of(self, data: Observed) -> Frame | None:
-        """Encode the support sets and return an encoder of the queries; None if support features depend on queries."""
+        """Encode the support sets, and return an encoder of the queries; None if features depend on other queries."""
         if isinstance(self.backbone, EncodesSupport):
             return self.backbone.support_frame(data)
         return None if isinstance(self.backbone, EmbedsTasks) else PointwiseFrame(self, data)
 
     def checked(self, data: Data) -> Data:
-        """Return the tasks after a check of masks and features, which runs if Pyro's validation is on.
+        """Check masks and features if Pyro's validation is on, and return the tasks.
 
         Validation is on in the first step of a training.
         """
@@ -132,7 +133,7 @@ class Featured(nn.Module):
         return data
 
     def check_features(self, data: Observed) -> None:
-        """Raise a UsageError for features that a part of the model refuses; some heads require unit length."""
+        """Raise a UsageError for features that a part of the model refuses. Some heads require unit length."""
         learned = any(True for _ in self.backbone.parameters())
         for part in self.model.modules():
             if has(part, ChecksFeatures):
@@ -141,7 +142,7 @@ class Featured(nn.Module):
 
 
 class PointwiseFrame:
-    """Encoder of queries (`Frame`) for a backbone whose features of a point do not depend on other points."""
+    """Encoder of queries (`Frame`) for a backbone that encodes each point separately."""
 
     def __init__(self, learner: Featured, data: Observed) -> None:
         features = learner.embed(data.support_x)
@@ -151,5 +152,5 @@ class PointwiseFrame:
 
 
 def with_queries(data: Observed, features: Tensor) -> Observed:
-    """Return T tasks with other queries: F features of each of Q queries [T, Q, F], all unmasked."""
+    """Return the tasks with new queries, given by features [T, Q, F], all unmasked."""
     return replace(data, query_x=features, query_mask=None)  # type: ignore[arg-type]  # None: all true

@@ -1,4 +1,4 @@
-"""Scaling of images of any type to [0, 1], the range that the backbones expect."""
+"""Scaling of images of any type to [0, 1], the input range of the backbones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def as_float(x: Tensor) -> Tensor:
 def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Scale integer images of the support and query set to float32 in [0, 1]; floats and bools keep their values.
 
-    uint8 images are divided by 255. Images of wider integer types are divided by 255 if no value exceeds 255, and
-    otherwise by 65535 (16 bits). If both sets have a wider type, the divisor of the support set is used for both.
+    uint8 images are divided by 255. Images of a wider integer type are divided by 255 if no value exceeds 255, else by
+    65535 (16 bits). If both sets have a wider type, both are divided by the divisor of the support set.
 
     Args:
         support: S support images [S, *X].
@@ -30,7 +30,7 @@ def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         The scaled support images and query images.
 
     Raises:
-        UsageError: integers are negative, are only 0 and 1, or exceed 65535; or query images exceed the divisor of the
+        UsageError: integers are negative, exceed 65535, or are only 0 and 1; or query images exceed the divisor of the
             support set.
     """
     scale = _scale("support_x", support)
@@ -46,22 +46,22 @@ def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_other_range(name: str, x: Tensor) -> None:
-    """Raise a UsageError if images are far outside [0, 1], the range on which the backbone was trained."""
+    """Raise a UsageError if images are far outside [0, 1], the range of the training images of the backbone."""
     low, high = x.min().item(), x.max().item()
     if low < -SLACK or high > 1 + SLACK:
         raise UsageError(
-            f"expected images in [0, 1] in {name}, as in the training of the backbone, got values "
-            f"{_range(x)}; divide values up to 255 by 255, and do not standardise images"
+            f"expected images in [0, 1] in {name}, got values {_range(x)}; divide values up to 255 by 255, and do not "
+            "standardise images"
         )
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Return whether a tensor holds integers of more than 8 bits, which `tensor_of` has converted to int64."""
+    """Return whether a tensor holds integers of more than 8 bits; `tensor_of` converts them to int64."""
     return x.dtype == torch.int64
 
 
 def _scale(name: str, x: Tensor) -> int | None:
-    """Return 255 or 65535, by which integer images have to be divided; None for floats and bools."""
+    """Return the divisor of integer images, 255 or 65535; None for floats and bools."""
     if x.dtype != torch.uint8 and not _is_wide(x):
         return None
     if x.min() < 0 or x.max() > SIXTEEN_BITS:

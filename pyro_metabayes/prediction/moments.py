@@ -1,4 +1,4 @@
-"""Mean and variance of distributions over the weights w, and estimates of a KL, with Monte-Carlo errors."""
+"""Mean and variance of distributions over the weights w, and estimates of a KL from draws, with standard errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GAUSSIANS = (*TORCH_GAUSSIANS, LowRankPrecision)
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and variance of each weight of T tasks, whose weights have shape *W.
+    """Mean and variance of each weight of T tasks with weights of shape *W.
 
     Attributes:
         mean: [T, *W].
         variance: [T, *W].
-        error: [T], Monte-Carlo standard error of the variance averaged over the weights; None for closed forms.
+        error: [T], Monte-Carlo standard error of the mean variance over the weights; None for closed forms.
     """
 
     mean: Tensor
@@ -38,7 +38,7 @@ def has_normal_marginals(distribution: TorchDistribution) -> bool:
 
 
 def extra_draws(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Draw samples [L, T, *W] without a gradient and restore the random state, so that later draws do not change.
+    """Draw samples [L, T, *W] without gradient, and restore the random state; later draws do not change.
 
     L is num_samples, or 1 for a point estimate. T is the number of tasks, *W the shape of the weights of one task.
     """
@@ -47,7 +47,7 @@ def extra_draws(distribution: TorchDistribution, num_samples: int) -> Tensor:
 
 
 def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Tensor:
-    """Return the mean [T, *W] of the weights of T tasks, in closed form if it exists, else from num_samples draws."""
+    """Return the mean [T, *W] of the weights, in closed form if there is one, else from num_samples draws."""
     try:
         return distribution.mean
     except NotImplementedError:
@@ -55,7 +55,7 @@ def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) ->
 
 
 def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Moments:
-    """Return mean and variance of each weight, in closed form if it exists, else from num_samples >= 2 draws."""
+    """Return mean and variance of each weight, in closed form if there is one, else from num_samples >= 2 draws."""
     try:
         return Moments(distribution.mean, distribution.variance)
     except NotImplementedError:
@@ -69,24 +69,24 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
     """Estimate KL(q, p) of each task from draws of q.
 
     Args:
-        q: distribution over the weights, batch [T] (tasks), event *W (shape of the weights of one task).
+        q: distribution over the weights, batch [T], event [*W].
         p: distribution of the same shape.
-        w: L draws of q [L, T, *W].
+        w: [L, T, *W], L draws of q.
 
     Returns:
-        The estimate [T] in nats, and its standard error [T], which is None for L = 1.
+        The estimate [T] in nats, and the standard error [T] of the estimate; None instead of the error for L = 1.
     """
     ratio = log_ratio(q, p, w)
     return ratio.mean(0), standard_error(ratio) if len(w) > 1 else None
 
 
 def pooled_error(errors: Tensor) -> float:
-    """Compute the standard error of a mean over T tasks with independent draws, from the standard errors per task."""
+    """Compute the standard error of a mean over tasks with independent draws, from the standard errors per task."""
     return float(errors.detach().square().mean().sqrt()) / len(errors) ** 0.5
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Draw samples [L, T, *W] without a gradient; L is num_samples, or 1 for a point estimate.
+    """Draw samples [L, T, *W] without gradient; L is num_samples, or 1 for a point estimate.
 
     T is the number of tasks, *W the shape of the weights of one task.
     """

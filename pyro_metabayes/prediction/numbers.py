@@ -24,12 +24,13 @@ DRAWS_OF_LABELS = 40  # labels drawn for each draw of w, if quantiles have no cl
 class NumberPrediction(NamedTuple):
     """Summary of the predictive distribution of Q queries with Y numbers per label, including the observation noise.
 
-    All attributes have shape [Q, Y] and the unit of the labels y.
+    All attributes have shape [Q, Y] and the unit of the labels.
 
     Attributes:
         mean: predictive mean.
         sd: predictive standard deviation.
-        lower, upper: ends of the central 90% interval.
+        lower: lower end of the central 90% interval.
+        upper: upper end of the central 90% interval.
     """
 
     mean: Tensor
@@ -39,24 +40,22 @@ class NumberPrediction(NamedTuple):
 
 
 def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> NumberPrediction:
-    """Compute the predictive distribution, the integral of p(y | x, w) q(w) over w, for the queries of one task.
+    """Summarise the predictive distribution ∫ p(y | x, w) q(w) dw of each query of one task.
 
     The result is exact for linear models with a Gaussian q, and otherwise estimated from samples.
 
     Args:
-        model: the model, which defines the likelihood p(y | x, w).
+        model: the model with the likelihood p(y | x, w).
         q: a distribution over the weights w, batch [1].
         observed: one task, with features as inputs.
-        num_samples: number of draws of w, if there is no closed form.
+        num_samples: number of draws of w, used without a closed form.
 
     Raises:
         UsageError: a prediction is not finite.
     """
     values = number_moments(model, q, observed, num_samples)
     if not all(bool(value.isfinite().all()) for value in values):
-        raise UsageError(
-            "expected finite predictions for these inputs, got infinity or NaN; scale the inputs as in training"
-        )
+        raise UsageError("expected finite predictions, got infinity or NaN; scale the inputs as in training")
     return NumberPrediction(*(value.squeeze(0) for value in values))
 
 
@@ -65,8 +64,8 @@ def number_moments(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute mean, sd, and lower and upper end of the 90% interval, each [T, Q, Y].
 
-    T is the number of tasks, Q of queries, Y of numbers per label. The values may be NaN or infinite. The arguments are
-    those of `predicted_numbers`.
+    The shape is that of T tasks with Q queries and Y numbers per label. Values may be NaN or infinite. The arguments
+    are those of `predicted_numbers`.
     """
     if integrates(model, q):
         family: Any = innermost(model.predictive(q, observed))
@@ -76,20 +75,19 @@ def number_moments(
 
 
 def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
-    """Return whether the predictive distribution under q has a closed form (normal q, model with `predictive`).
+    """Return whether the predictive distribution under q has a closed form: a normal q and a model with `predictive`.
 
-    `model.canonical` must be true: a subclass that overrides `likelihood_of` may inherit a `predictive` that no longer
-    agrees with the likelihood.
+    `model.canonical` must be true. A subclass with another `likelihood_of` may inherit a wrong `predictive`.
     """
     return model.canonical and has(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal)
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Estimate mean, sd, and the ends of the central 90% interval of the predictive distribution from samples w_l.
+    """Estimate mean, sd, and the ends of the central 90% interval of the predictive distribution.
 
-    The sd and the ends are computed from labels drawn from p(y | x, w_l). The mean is the average of E[y | x, w_l] over
-    the samples. If this average is not finite, the median of the drawn labels replaces it. `family` is p(y | x, w_l),
-    batch [L, T, Q], for L samples, T tasks and Q queries.
+    `family` is p(y | x, w_l), batch [L, T, Q], for L samples w_l, T tasks and Q queries. The mean is the average of
+    E[y | x, w_l] over the samples. The sd and the ends come from labels drawn from p(y | x, w_l). If the average is not
+    finite, the median of the drawn labels is the mean.
     """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()

@@ -1,4 +1,4 @@
-"""The probability integral transform (PIT) of predictions, randomised if labels are discrete."""
+"""The probability integral transform (PIT) of predictions, randomised for discrete labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Bounds = tuple[Tensor, Tensor]  # predictive CDF F just below the label y, and a
 def share_below(bounds: Bounds, x: float) -> Tensor:
     """Compute P(u <= x) for the randomised PIT u = F(y-) + v (F(y) - F(y-)) with v ~ U(0, 1).
 
-    F is the predictive CDF, y the label, and F(y-) = P(Y < y). For calibrated predictions u is uniform, even for
-    discrete labels. The probability over v is computed exactly. For a continuous label u = F(y), and the result is 0
-    or 1. (Czado, Gneiting and Held 2009)
+    F is the predictive CDF, y the label, and F(y-) = P(Y < y). For calibrated predictions, u is uniform, even with
+    discrete labels. The probability over v is exact. A continuous label has u = F(y), so the result is 0 or 1. (Czado,
+    Gneiting and Held 2009.)
 
     Args:
         bounds: F(y-) and F(y), two tensors of the same shape.
@@ -28,7 +28,7 @@ def share_below(bounds: Bounds, x: float) -> Tensor:
 
 
 def central_share(bounds: Bounds, level: float) -> Tensor:
-    """Compute P((1 - level) / 2 < u <= (1 + level) / 2), the coverage of the central interval with this level.
+    """Compute the coverage of the central interval of a level, P((1 - level) / 2 < u <= (1 + level) / 2).
 
     u is the randomised PIT (`share_below`), F the predictive CDF, y the label, and F(y-) = P(Y < y).
 
@@ -50,7 +50,7 @@ def pit_histogram(bounds: Bounds, num_bins: int) -> Tensor:
         num_bins: number of bins.
 
     Returns:
-        Tensor [..., num_bins]; for calibrated predictions the mean over labels is 1 / num_bins in every bin.
+        Tensor [..., num_bins]. For calibrated predictions, the mean over labels is 1 / num_bins in every bin.
     """
     inner = [share_below(bounds, edge / num_bins) for edge in range(1, num_bins)]
     ends = torch.zeros_like(bounds[1]), torch.ones_like(bounds[1])

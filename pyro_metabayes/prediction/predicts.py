@@ -1,4 +1,4 @@
-"""Predictions of a learner: posterior predictive distributions of a batch of tasks, and predictions from arrays."""
+"""Predictions of a learner: for a batch of tasks, or for the user's arrays of one task."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pyro_metabayes.validation.values import validate
 
 
 class Predicts(Featured):
-    """A learner with a guide, which makes predictions.
+    """A learner with a guide and with predictions.
 
     Attributes:
-        trained_on: range of way, shot and number of queries of the training tasks; None: not recorded.
+        trained_on: ranges of way, shot and number of queries of the training tasks; None: not recorded.
     """
 
     guide: Guide
@@ -32,7 +32,7 @@ class Predicts(Featured):
 
     @property
     def num_targets(self) -> int:
-        """Number Y of values in one label of a regression; 0 if labels are classes."""
+        """Number Y of values in one label of a regression; 0 if the labels are classes."""
         raise NotImplementedError
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
@@ -40,10 +40,11 @@ class Predicts(Featured):
 
         Args:
             observed: T tasks with features as inputs, and Q queries per task.
-            num_samples: number L of samples; a point estimate has one.
+            num_samples: number L of samples; a point estimate has one sample.
 
         Returns:
-            w [L, T, *W], where *W is the shape of the weights of one task, and p(y | x, w), batch [L, T, Q].
+            w: [L, T, *W], where *W is the shape of the weights of one task.
+            likelihood: p(y | x, w), batch [L, T, Q].
         """
         validate(observed, self.model, self.backbone.num_features)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
@@ -51,15 +52,15 @@ class Predicts(Featured):
     def predictive(self, observed: Observed, num_samples: int) -> TorchDistribution:
         """Return the likelihood p(y | x, w) of the queries under samples w of the approximate posterior.
 
-        This is faster than `posterior_predictive`, which also returns w. The samples may share random numbers
+        This is faster than `posterior_predictive`. The samples may share random numbers
         (`pyro_metabayes/distributions/latin_square.py`).
 
         Args:
             observed: T tasks with features as inputs, and Q queries per task.
-            num_samples: number L of samples; a point estimate has one.
+            num_samples: number L of samples; a point estimate has one sample.
 
         Returns:
-            p(y | x, w), batch [L, T, Q].
+            The likelihood p(y | x, w), batch [L, T, Q].
         """
         validate(observed, self.model, self.backbone.num_features)
         return likelihood_of_draws(self.model, self.guide.posterior(observed), observed, num_samples).likelihood
@@ -67,10 +68,7 @@ class Predicts(Featured):
     def predictive_under(
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
-        """Draw samples w of a distribution; return w and the likelihood of the queries.
-
-        The shapes are those of `posterior_predictive`.
-        """
+        """Draw samples w of a distribution; return w and the likelihood of the queries, as `posterior_predictive`."""
         w = draws_of(distribution, num_samples)
         return w, self.model.likelihood(w, observed.query_x, observed)
 
@@ -83,17 +81,17 @@ class Predicts(Featured):
         In a regression, inputs and labels must be standardised like the training data.
 
         Args:
-            support_x: S support inputs [S, *X]: images (floats in [0, 1], or integers), or features.
-            support_y: labels of the support inputs: C classes as integers 0 to C - 1 [S], or in a regression numbers
-                [S, Y] (or [S] if Y = 1). S may be 0 in a regression, for a new task without labelled points.
-            query_x: Q query inputs [Q, *X].
+            support_x: support inputs [S, *X]: features, or images (floats in [0, 1], or integers).
+            support_y: support labels. Classification: integers [S] from 0 to C - 1. Regression: numbers [S, Y], or [S]
+                if Y = 1; S may be 0.
+            query_x: query inputs [Q, *X].
             num_samples: number of draws of the weights w; unused if predictions have a closed form.
-            seed: seed of these draws; no global random state is read or changed.
+            seed: seed of the draws; no global random state is read or changed.
 
         Returns:
-            In classification: class probabilities [Q, C] and their standard deviation over draws of w; base classes
-            of the training, if any, come last. In a regression: mean, standard deviation and 90% interval [Q, Y] in
-            the unit of support_y.
+            Classification: class probabilities [Q, C], and the standard deviations [Q, C] over draws of w. Base classes
+            of the training come last.
+            Regression: mean, standard deviation and 90% interval [Q, Y], in the unit of support_y.
 
         Raises:
             UsageError: an array is not suitable for the learner, or a prediction is not finite.

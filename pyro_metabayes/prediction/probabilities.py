@@ -29,11 +29,11 @@ class Prediction(NamedTuple):
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Raise a UsageError unless num_samples is an integer >= 1."""
+    """Check that num_samples is an integer >= 1; raise a UsageError otherwise."""
     if not isinstance(num_samples, Integral) or isinstance(num_samples, bool):
-        raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}")
+        raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}; pass an integer >= 1")
     if num_samples < 1:
-        raise UsageError(f"expected num_samples >= 1, got {num_samples}")
+        raise UsageError(f"expected num_samples >= 1, got {num_samples}; pass a larger num_samples")
 
 
 def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: torch.dtype) -> Prediction:
@@ -51,17 +51,18 @@ def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: t
 
 
 def without_nan(values: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
-    """Call a function that computes class probabilities, or their logarithms, and check that none is NaN.
+    """Compute class probabilities, or log probabilities, by a function, and check that none is NaN.
 
     Args:
-        values: the function, without arguments. An error that Pyro's validation raises for NaN becomes a UsageError.
+        values: the function, without arguments.
         dtype: dtype of the learner, for the message.
 
     Returns:
         The result of the function.
 
     Raises:
-        UsageError: a value is NaN, because numbers overflow.
+        UsageError: a value is NaN, because numbers overflow. An error of Pyro's validation for NaN is also replaced by
+            a UsageError.
     """
     try:
         got = values()
@@ -72,6 +73,6 @@ def without_nan(values: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
             raise
     kind = str(dtype).removeprefix("torch.")
     raise UsageError(
-        f"expected finite class probabilities for these inputs in {kind}, got NaN, because numbers overflow; scale "
-        "the inputs as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
+        f"expected finite class probabilities, got NaN, because numbers overflow in {kind}; scale the inputs as in "
+        "training" + ("" if dtype == torch.float64 else ", or use learner.double()")
     )

@@ -18,13 +18,13 @@ MOST = 1e150  # the square of a unit up to this bound is finite in float64; the 
 
 @dataclass(frozen=True, eq=False)
 class SupportFrame:
-    """Standardisation of features, x / unit - centre. The result is of the order of 1, so that squares do not overflow.
+    """Standardisation of features, x / unit - centre, to the order of 1; squares then do not overflow.
 
-    All distances between points are divided by the unit. The centre does not change them.
+    Distances between points are divided by the unit.
 
     Attributes:
         unit: scale of the support points, a power of two.
-        centre: mean of the support points [D] (D features), divided by the unit.
+        centre: [D], mean of the support points divided by the unit, for D features.
     """
 
     unit: float
@@ -32,7 +32,7 @@ class SupportFrame:
 
     @classmethod
     def of(cls, support_x: np.ndarray) -> Self:
-        """Compute unit and centre from S support points with D features [S, D] in float64."""
+        """Compute unit and centre from support points [S, D] in float64."""
         support_x = np.ascontiguousarray(support_x)  # the last digits of numpy's means depend on the memory layout
         first = _power_of_two(support_x)
         centre = (support_x / first).mean(0)
@@ -40,13 +40,13 @@ class SupportFrame:
         return cls(first * second, centre / second)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Standardise D features of each of N points [N, D]: x / unit - centre."""
+        """Standardise the features [N, D] of N points: x / unit - centre."""
         with np.errstate(over="ignore", invalid="ignore"):  # the learner refuses values that are not finite
             return x / self.unit - self.centre
 
 
 def _power_of_two(x: np.ndarray) -> float:
-    """Return the largest power of two that is <= the largest absolute entry; 1 if that entry is 0 or not finite."""
+    """Return the largest power of two up to the largest absolute entry; 1 if this entry is 0 or not finite."""
     largest = np.abs(x).max()
     return float(2.0 ** (np.frexp(largest)[1] - 1)) if 0 < largest < np.inf else 1.0
 
@@ -57,7 +57,7 @@ def prototypical_networks(input_shape: tuple[int, ...], num_classes: int, unit: 
     Args:
         input_shape: (D,), the number of features.
         num_classes: number of classes C.
-        unit: factor by which the features x were divided (`SupportFrame.unit`).
+        unit: the divisor of the features x (`SupportFrame.unit`).
     """
     learner = MetaLearner.from_specification(
         {  # a specification, since the engine imports no model and no guide

@@ -12,7 +12,7 @@ LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and th
 
 
 def all_within(values: Tensor, least: float, most: float) -> bool:
-    """Return whether all values are between two limits; false if a value is NaN, or if there are no values."""
+    """Return whether all values are between two limits; False if a value is NaN, or if there are no values."""
     if not values.numel():
         return False
     smallest, largest = values.aminmax()
@@ -20,7 +20,7 @@ def all_within(values: Tensor, least: float, most: float) -> bool:
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Divide each vector of x [..., D] by its largest absolute entry a, if a > 1e15 or 0 < a < 1e-10."""
+    """Divide each vector of x [..., D] by the largest absolute entry a of the vector, if a > 1e15 or 0 < a < 1e-10."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
     return x / largest.masked_fill(usual, 1.0)
@@ -29,14 +29,14 @@ def bounded(x: Tensor) -> Tensor:
 def unit_scaled(name: str, x: Tensor) -> Tensor:
     """Rescale each row of features [N, D] in float64 to a range that float32 represents.
 
-    This is for backbones whose output does not depend on the scale of a row, such as normalisation to unit length.
+    It serves backbones that ignore the scale of a row, such as normalisation to unit length.
 
     Args:
         name: name of the argument, for the message.
         x: N rows of D features.
 
     Raises:
-        UsageError: a row is all zero, so it cannot have unit length.
+        UsageError: a row is all zero.
     """
     largest = x.abs().amax(-1)
     if x.is_floating_point() and all_within(largest, LEAST, MOST):
@@ -45,8 +45,8 @@ def unit_scaled(name: str, x: Tensor) -> Tensor:
     zero = (values == 0).all(-1)
     if zero.any():
         raise UsageError(
-            f"expected rows that can be scaled to unit length in {name}, got {int(zero.sum())} of {len(x)} rows that "
-            f"are all zero; remove these rows (the first is row {int(zero.int().argmax())})"
+            f"expected rows with a nonzero value in {name}, got {int(zero.sum())} of {len(x)} rows that are all zero; "
+            f"remove these rows (the first is row {int(zero.int().argmax())})"
         )
     return bounded(values)
 
@@ -56,11 +56,11 @@ def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
 
     Args:
         name: name of the argument, for the message.
-        x: N inputs of shape *X [N, *X].
+        x: inputs [N, *X].
         like: a tensor with the wanted dtype and device.
 
     Raises:
-        UsageError: an entry overflows in this dtype, or the largest entry of an input underflows.
+        UsageError: an entry overflows in the wanted dtype, or the largest entry of an input underflows.
     """
     values, limits = x.to(like), torch.finfo(like.dtype)
     if not x.numel():
@@ -73,7 +73,7 @@ def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
     if not largest.to(like).isfinite().all() or small.any():
         extreme = largest[small].min() if small.any() else largest.max()
         raise UsageError(
-            f"expected values in {name} that {str(like.dtype).removeprefix('torch.')} can represent, got a row whose "
-            f"largest entry is {extreme.item():.3g}; scale the features as in training"
+            f"expected values in the range of {str(like.dtype).removeprefix('torch.')} in {name}, got a row with the "
+            f"largest entry {extreme.item():.3g}; scale the features as in training"
         )
     return values

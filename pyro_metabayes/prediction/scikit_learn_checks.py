@@ -1,4 +1,4 @@
-"""The checks of scikit-learn's `check_estimator` that a learner cannot pass. scikit-learn is not imported here."""
+"""The checks of scikit-learn's `check_estimator` that a learner cannot pass. This file does not import scikit-learn."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
 def failed_checks(learner: MetaLearner) -> dict[str, str]:
     """List the checks of scikit-learn's `check_estimator` that a classifier with this learner fails, with the reasons.
 
-    A learner is built for one input shape, and some guides for one number of classes, but the checks use data sets of
-    several shapes. Checks that are not listed pass. In float64 all listed checks fail; in float32 a listed check may
-    pass.
+    The checks use data sets of several shapes. A learner accepts only one input shape, and some guides only one number
+    of classes. All other checks pass. In float32, a listed check may also pass.
 
     Args:
         learner: the learner.
@@ -70,6 +69,6 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
 
 
 def one_line(message: str) -> str:
-    """Shorten a message of scikit-learn to one line: remove array values and the advice to use other estimators."""
+    """Shorten a message of scikit-learn to one line, without array values and without advice on other estimators."""
     superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
     return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

@@ -25,14 +25,14 @@ def tensor_of(name: str, x: Array) -> Tensor:
 
     Args:
         name: name of the argument, for messages.
-        x: a tensor, a list of tensors of the same shape, or anything that `numpy.asarray` converts to real numbers:
-            arrays with any memory layout and byte order, data frames, nullable columns of pandas, lists.
+        x: a tensor, a list of tensors of the same shape, or anything that `numpy.asarray` converts to real numbers
+            (arrays, data frames, nullable columns of pandas, lists).
 
     Returns:
-        Tensor with the shape of x, on the device of x (the CPU for other arrays than tensors).
+        Tensor with the shape of x. A tensor keeps its device; other arrays are copied to the CPU.
 
     Raises:
-        UsageError: x is sparse or complex, has masked or missing entries, or holds values that are not numbers.
+        UsageError: x is sparse or complex; entries are masked or missing; or values are not numbers.
     """
     if _is_list_of_tensors(x):
         x = _stacked(name, x)
@@ -58,7 +58,7 @@ def array_of(name: str, x: Any) -> np.ndarray:
 
 
 def returned_like(x: Array, values: Tensor) -> Tensor | np.ndarray:
-    """Convert values to the kind of array of x: a tensor if x is a tensor or a list of tensors, else a numpy array."""
+    """Return values as a tensor if x is a tensor or a list of tensors, else as a numpy array."""
     values = values.detach()
     if isinstance(x, Tensor) or _is_list_of_tensors(x):
         return values
@@ -66,9 +66,9 @@ def returned_like(x: Array, values: Tensor) -> Tensor | np.ndarray:
 
 
 def readable(name: str, x: Any) -> Any:
-    """Convert tensors to numpy arrays, which scikit-learn's checks of inputs accept.
+    """Convert tensors to numpy arrays for scikit-learn's checks of inputs.
 
-    Other objects are returned unchanged, so that data frames keep their column names.
+    Other objects are returned unchanged, so data frames keep their column names.
 
     Raises:
         UsageError: x is a sparse or complex tensor, or an array with masked entries.
@@ -80,14 +80,14 @@ def readable(name: str, x: Any) -> Any:
 
 
 def readable_labels(name: str, y: Any) -> Any:
-    """Convert labels to an array that scikit-learn's checks of inputs accept.
+    """Convert labels to an array for scikit-learn's checks of inputs.
 
     Args:
         name: name of the argument, for messages.
         y: labels of any type: a tensor, array, list or column of a data frame.
 
     Raises:
-        UsageError: a label is missing, or some labels are text and others are not.
+        UsageError: a label is missing, or only some labels are text.
     """
     y = readable(name, y)
     array = np.asarray(y)
@@ -115,11 +115,11 @@ def _is_list_of_tensors(x: Any) -> bool:
 
 
 def _refuse_masked(name: str, x: Any) -> None:
-    """Raise a UsageError for an array with masked entries, since numpy.asarray would return the masked values."""
+    """Raise a UsageError for an array with masked entries; numpy.asarray would return the masked values."""
     if np.ma.is_masked(x):
         raise UsageError(
             f"expected {name} without masked entries, got {np.ma.count_masked(x)} masked entries; remove the rows "
-            "with masked entries, or replace the masked entries by .filled(value)"
+            "with masked entries, or replace the entries by .filled(value)"
         )
 
 
@@ -128,8 +128,8 @@ def _stacked(name: str, tensors: Any) -> Tensor:
         return torch.stack(list(tensors))
     except (RuntimeError, TypeError):
         raise UsageError(
-            f"expected tensors of the same shape and type in the list {name}, got different shapes or types; "
-            "pass tensors of one shape and type"
+            f"expected tensors of one shape and type in the list {name}, got several shapes or types; convert them to "
+            "one shape and type"
         ) from None
 
 

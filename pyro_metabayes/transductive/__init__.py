@@ -1,1 +1,1 @@
-"""Parts of transductive guides: soft assignments of queries to classes, class marginals, Sinkhorn's projection."""
+"""Parts of transductive guides: soft assignments of queries to classes, class marginals and Sinkhorn's projection."""

@@ -1,4 +1,4 @@
-"""Soft assignments of queries to classes, and the class shares and class means that follow from assignments."""
+"""Class shares and class means from soft assignments of queries to classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Compute the mean over the unmasked points of each task; 0 if all points are masked.
 
     Args:
-        values: V values of each of N points of T tasks [..., T, N, V].
+        values: [..., T, N, V], V values of each of N points of T tasks.
         mask: [T, N], False for masked points.
 
     Returns:
@@ -30,7 +30,7 @@ def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
     """Compute the class shares of the queries: the mean assignment to each class, bounded below by LEAST_SHARE.
 
     Args:
-        assignments: probabilities of C classes for Q queries of T tasks [T, Q, C].
+        assignments: [T, Q, C], probabilities of C classes for Q queries of T tasks.
         mask: [T, Q], False for masked queries.
 
     Returns:
@@ -40,14 +40,13 @@ def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
 
 
 def soft_class_means(observed: Observed) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes class means from soft assignments of the queries.
+    """Return a function from soft assignments z [T, Q, C] of the queries to class means [T, C, D].
 
-    The function maps assignments z [T, Q, C] (T tasks, Q queries, C classes) to means [T, C, D] of D features. The mean
-    of class c is over its n_c support points with weight 1 and all queries i with weight z_ic:
+    The mean of class c is over n_c support points of class c with weight 1, and all queries i with weight z_ic:
 
         (sum_{support points of c} x + sum_i z_ic x_i) / (n_c + sum_i z_ic).
 
-    Masked points have no effect. The sums over the support points are computed once.
+    Masked points have no effect. The sums over the support points are computed only once.
     """
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     mask, least = observed.query_mask.unsqueeze(-1), torch.finfo(sums.dtype).tiny
@@ -64,8 +63,8 @@ def weighted_class_means(x: Tensor, weights: Tensor) -> Tensor:
     """Compute weighted class means m_c = sum_i w_ic x_i / sum_i w_ic; 0 for a class of weight 0.
 
     Args:
-        x: N points with D features of T tasks [T, N, D].
-        weights: weights w of the points for C classes [T, N, C].
+        x: [T, N, D], N points of T tasks, with D features.
+        weights: [T, N, C], weights w of the points for C classes.
 
     Returns:
         Tensor [T, C, D].

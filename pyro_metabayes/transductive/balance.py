@@ -1,4 +1,4 @@
-"""The setting `guide.balance`: whether the class marginal of the query set is unknown, uniform or estimated."""
+"""The setting `guide.balance`: the assumption about the class marginal of the query set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ WITH_ESTIMATE = (*BALANCES, "estimated")  # choices of guides that assign querie
 
 
 def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCES) -> None:
-    """Check the setting `guide.balance`, which says what the guide assumes about the class marginal of the queries.
+    """Check the setting `guide.balance`, the assumption about the class marginal of the queries.
 
-    `unknown` assumes nothing. `known` assumes that the class marginal is uniform. `estimated` estimates the class
-    marginal from the queries. `known` and `estimated` add a term per class to the logits.
+        unknown: no assumption.
+        known: the class marginal is uniform.
+        estimated: the class marginal is estimated from the queries.
+
+    `known` and `estimated` add a term per class to the logits.
 
     Args:
         balance: value of the setting.
         model: the model.
-        choices: the values that the guide allows.
+        choices: the allowed values.
 
     Raises:
         UsageError: the value is none of the choices, or the model has no term per class.
@@ -35,26 +38,27 @@ def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCE
 
 
 def require_class_term(model: Model, by: str) -> HasClassTerm:
-    """Check that the head of a model has an additive term per class in its logits, and return the model.
+    """Check that the logits of a model have an additive term per class, and return the model.
 
     Args:
         model: any model.
         by: the setting that needs the term, for the message.
 
     Raises:
-        UsageError: the head has no such term, or the model also predicts base classes of the training.
+        UsageError: the logits have no such term, or the model also predicts base classes of the training.
     """
     refuse_base_classes(model, by)
     capable = require(model, HasClassTerm, by)
     if not capable.has_class_term:
         raise UsageError(
-            f"expected a head with a term per class for {by}, got one without; use head=cosine_offset or head=linear"
+            f"expected a head with a term per class for {by}, got a head without a term; use head=cosine_offset or "
+            "head=linear"
         )
     return capable
 
 
 def refuse_base_classes(model: Model, by: str) -> None:
-    """Raise a UsageError if the model also predicts base classes of the training, whose shares are unknown.
+    """Raise a UsageError if the model also predicts base classes of the training, which have unknown shares.
 
     Args:
         model: any model.
@@ -62,22 +66,23 @@ def refuse_base_classes(model: Model, by: str) -> None:
     """
     if isinstance(model, HasBaseClasses):
         raise UsageError(
-            f"expected a model without base classes for {by}, got one with base classes; use model=few_shot_classifier"
+            f"expected a model without base classes for {by}, got a model with base classes; use "
+            "model=few_shot_classifier"
         )
 
 
 def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: Tensor | None = None) -> Tensor:
     """Return weights for the setting `guide.balance`.
 
-    For `known`, a term is added to the logits of each class so that the mean prediction of the queries is uniform.
-    Otherwise the weights are returned unchanged.
+    `known` adds a term to the logits of each class, such that the mean prediction of the queries is uniform. `unknown`
+    returns the weights unchanged.
 
     Args:
         balance: value of the setting, `known` or `unknown`.
-        model: the model, which computes the logits.
-        w: weights [T, C, W]: W numbers for each of C classes of T tasks.
+        model: the model that computes the logits.
+        w: [T, C, W], W weights for each of C classes of T tasks.
         observed: the tasks.
-        start: initial value of the class term [T, 1, C]; None: 0.
+        start: [T, 1, C], initial value of the class term; None: 0.
     """
     if balance != "known":
         return w
@@ -89,11 +94,13 @@ def assign(balance: str, logits: Tensor, mask: Tensor, term: Tensor, num_iterati
     """Compute soft assignments softmax(logits + term) of the queries, and the class term of the next step.
 
     Args:
-        balance: `unknown`: the term does not change. `known`: the term is computed from `logits` by Sinkhorn's
-            projection. `estimated`: the term of the next step is the log of the mean assignment.
-        logits: logits of C classes for Q queries of T tasks [T, Q, C].
+        balance: the setting `guide.balance`.
+            unknown: the class term does not change.
+            known: Sinkhorn's projection computes the term from `logits`.
+            estimated: the term of the next step is the log of the mean assignment.
+        logits: [T, Q, C], logits of C classes for Q queries of T tasks.
         mask: [T, Q], False for masked queries.
-        term: class term of the last step [T, 1, C].
+        term: [T, 1, C], class term of the last step.
         num_iterations: number of Sinkhorn iterations, which start at `term`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Logits from squared distances to class centroids, and their vector-Jacobian product with respect to the centroids."""
+"""Logits from squared distances to class centroids, and the vector-Jacobian product with respect to the centroids."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def distance_logits(means: Tensor, x: Tensor) -> Tensor:
-    """Compute logits m_c . x_i - 1/2 |m_c|^2, equal to -1/2 |x_i - m_c|^2 up to a term that is equal for all classes.
+    """Compute logits m_c . x_i - 1/2 |m_c|^2, which equal -1/2 |x_i - m_c|^2 up to the same term for all classes.
 
     Args:
-        means: centroids m of C classes [T, C, D], for T tasks and D features.
-        x: N points x_i per task [T, N, D].
+        means: [T, C, D], centroids m of C classes, for T tasks and D features.
+        x: [T, N, D], N points x_i per task.
 
     Returns:
         Tensor [T, N, C].
@@ -21,12 +21,12 @@ def distance_logits(means: Tensor, x: Tensor) -> Tensor:
 def distance_pullback(means: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
     """Compute the vector-Jacobian product of `distance_logits` with respect to the centroids m.
 
-    The product is sum_i (d logits_i / d m)^T g_i. Its entry for class c is sum_i g_ic (x_i - m_c), over points i.
+    The product is sum_i (d logits_i / d m)^T g_i over the points i. For class c, this is sum_i g_ic (x_i - m_c).
 
     Args:
-        means: centroids m of C classes [T, C, D], for T tasks and D features.
-        x: N points x_i per task [T, N, D].
-        cotangent: g [T, N, C].
+        means: [T, C, D], centroids m of C classes, for T tasks and D features.
+        x: [T, N, D], N points x_i per task.
+        cotangent: [T, N, C], the cotangent g of the logits.
 
     Returns:
         Tensor [T, C, D].

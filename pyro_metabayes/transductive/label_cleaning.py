@@ -1,4 +1,4 @@
-"""Label cleaning for label propagation: class balancing, and the choice of the queries that are labelled next.
+"""Label cleaning for label propagation: class balancing, and selection of the queries to label next.
 
 Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for Transductive and Semi-Supervised Few-Shot Learning", ICCV
 2021 (arXiv 2012.07962).
@@ -21,15 +21,15 @@ LEAST = 1e-6  # lower bound on scores and on shares, so that their logarithms ar
 
 @dataclass(eq=False)
 class Labelling:
-    """State of iterative label cleaning, for T tasks with N points (the support set followed by the queries).
+    """State of iterative label cleaning, for T tasks with N points (the support set, then the queries).
 
-    A query is called open until it has received a label.
+    A query is open until the algorithm gives it a label.
 
     Attributes:
-        labelled: whether a point has a label, given or received [T, N].
-        targets: labels of the support points and soft assignments of the queries to C classes [T, N, C].
-        open_counts: assumed number of open queries of each class [T, 1, C].
-        active: whether the loop continues for a task [T, 1].
+        labelled: [T, N], whether a point has a label.
+        targets: [T, N, C], labels of the support points, and soft assignments of the queries to C classes.
+        open_counts: [T, 1, C], assumed number of open queries of each class.
+        active: [T, 1], whether the loop continues for a task.
     """
 
     labelled: Tensor
@@ -41,11 +41,11 @@ class Labelling:
 def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
     """Return the state before the first round.
 
-    Only the support set is labelled. The queries of a task are assumed to be equally many in each class.
+    Only the support set is labelled. Each class is assumed to have equally many queries.
 
     Args:
-        observed: T tasks of S support points and Q queries.
-        x: points of the tasks, with D features [T, S + Q, D]; only dtype and device are used.
+        observed: T tasks with S support points and Q queries.
+        x: [T, S + Q, D], points of the tasks; only dtype and device are used.
     """
     num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
     labels = one_hot(observed.support_y, num_classes).to(x.dtype)
@@ -58,14 +58,14 @@ def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
 
 
 def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Tensor:
-    """Balance the scores of unlabelled (open) queries by Sinkhorn's projection.
+    """Balance the scores of open (unlabelled) queries by Sinkhorn's projection.
 
-    The result is the transport plan P that is nearest to Z^power (in KL) and has the given class totals.
+    The result is the transport plan P with the given class totals that is nearest to Z^power in KL.
 
     Args:
-        scores: scores Z of C classes for N points of T tasks [T, N, C].
-        open_: whether a point is an open query [T, N].
-        counts: number of open queries of each class [T, 1, C].
+        scores: [T, N, C], scores Z of C classes for N points of T tasks.
+        open_: [T, N], whether a point is an open query.
+        counts: [T, 1, C], number of open queries of each class.
         power: exponent of the scores.
 
     Returns:
@@ -81,15 +81,18 @@ def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Ten
 def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
     """Train a linear classifier per task by SGD, and return the cross-entropy of each point, averaged over the steps.
 
-    SGD has momentum and weight decay, and minimises the mean cross-entropy over all points. The classifier always has
-    the weights a * start + beta^T x and the offsets sum_i beta_i, with a number a and a matrix beta [N, C] per task. So
-    the steps need only the Gram matrix of the points, and the products of the points with `start`.
+    SGD has momentum and weight decay, and minimises the mean cross-entropy over all points. In every step, the
+    classifier has the form
+
+        weights = a * start + beta^T x,   offsets = sum_i beta_i
+
+    with a number a and a matrix beta [N, C] per task. The steps therefore need only inner products of points.
 
     Args:
-        x: N points with D features of T tasks [T, N, D].
-        labels: one-hot labels for C classes [T, N, C].
+        x: [T, N, D], N points of T tasks, with D features.
+        labels: [T, N, C], one-hot labels for C classes.
         mask: [T, N], False for points that are not used.
-        start: weights before the first step [T, C, D]; the offsets start at 0.
+        start: [T, C, D], weights before the first step; the offsets start at 0.
         num_steps: number of steps.
 
     Returns:
@@ -109,17 +112,18 @@ def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_step
 
 
 def cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> Tensor:
-    """Select the unlabelled (open) queries whose predicted labels are the most reliable, by their losses.
+    """Select the open (unlabelled) queries with the most reliable predicted labels.
+
+    For each label, these are the `per_class` open queries with the smallest losses.
 
     Args:
-        losses: loss of each of N points of T tasks [T, N], in nats.
-        labels: one-hot predicted labels for C classes [T, N, C].
-        open_: whether a point is an open query [T, N].
+        losses: [T, N], loss of each of N points of T tasks, in nats.
+        labels: [T, N, C], one-hot predicted labels for C classes.
+        open_: [T, N], whether a point is an open query.
         per_class: number of queries to select per class.
 
     Returns:
-        Boolean tensor [T, N], true for the selected queries: for each label, the `per_class` open queries with this
-        label that have the smallest losses.
+        Boolean tensor [T, N], True for the selected queries.
     """
     of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
     best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)

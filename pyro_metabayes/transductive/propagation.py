@@ -14,14 +14,16 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 def propagation(x: Tensor, mask: Tensor, num_neighbours: int, power: float, decay: float) -> Tensor:
-    """Compute the matrix of label propagation, (I - decay D^-1/2 (W + W^T) D^-1/2)^-1, for each task.
+    """Compute the matrix of label propagation for each task.
 
-    The product of this matrix with the one-hot labels of some points gives class scores of all points.
-    W_ij = max(cos(x_i, x_j), 0)^power if j is one of the num_neighbours points nearest to i, else 0. D is the diagonal
-    matrix of the row sums of W + W^T.
+        matrix = (I - decay D^-1/2 (W + W^T) D^-1/2)^-1
+
+    where W_ij = max(cos(x_i, x_j), 0)^power if j is one of the num_neighbours points nearest to i, else 0, and D is the
+    diagonal matrix of the row sums of W + W^T. The product of the matrix with the one-hot labels of some points gives
+    class scores of all points.
 
     Args:
-        x: N points x_i of T tasks [T, N, num_features].
+        x: [T, N, num_features], N points x_i of T tasks.
         mask: [T, N]; masked points have no neighbours.
         num_neighbours: number of neighbours of each point, without the point itself.
         power: exponent of the cosines (gamma in Lazarou et al.).

@@ -16,14 +16,18 @@ IN_A_STEP = 20  # Sinkhorn iterations per refinement step; they start from the r
 
 
 class Refinement(nn.Module):
-    """Refinement of class means by unlabelled queries x_i in K steps, from the class means m^0 of the support set:
+    """Refinement of class means by K steps on the unlabelled queries x_i.
 
-        z_i = softmax(sharpness * logits(x_i; m^k) + b),    m^{k+1} = m^k + rate (m(z) - m^k).
+    The steps start at the class means m^0 of the support set:
 
-    z_i is the soft assignment of query i to the classes. m(z) are the class means over support points and queries, with
-    the queries weighted by z (`soft_class_means`). logits(x; m) are the logits of the model with class means m. The
-    class term b depends on `balance` (`assign`). The sharpness is a learned parameter, since good assignments need
-    another temperature than calibrated predictions, which use the temperature of the head.
+        z_i = softmax(sharpness * logits(x_i; m^k) + b)
+        m^{k+1} = m^k + rate (m(z) - m^k)
+
+    where z_i is the soft assignment of query i to the classes, and logits(x; m) are the logits of the model with class
+    means m. m(z) are the class means over support points and queries, with the queries weighted by z
+    (`soft_class_means`). `balance` determines the class term b (`assign`).
+
+    The sharpness is a learned parameter. Good assignments need another temperature than calibrated predictions.
 
     Args:
         model: a classifier with class means as weights.
@@ -37,16 +41,16 @@ class Refinement(nn.Module):
     def __init__(self, model: Model, balance: str, sharpness: float) -> None:
         super().__init__()
         if sharpness <= 0:
-            raise UsageError(f"expected guide.sharpness > 0, got {sharpness}")
+            raise UsageError(f"expected guide.sharpness > 0, got {sharpness}; set guide.sharpness to a positive number")
         refuse_base_classes(model, "refined class means")
         self.balance = balance
         self.log_sharpness = nn.Parameter(torch.tensor(sharpness).log())
 
     def forward(self, model: Model, observed: Observed, num_steps: int, rate: Tensor | float = 1.0) -> Tensor:
-        """Compute the refined class means m^K, and return the weights of the classifier with these means.
+        """Return the weights of the classifier with the refined class means m^K and a class term.
 
-        If the setting `balance` is `estimated`, the weights also add the log of the class shares to the logits. If it
-        is `known`, they add the class term of Sinkhorn's projection. If it is `unknown`, they add nothing.
+        `balance` determines the class term: the log of the class shares for `estimated`, the class term of Sinkhorn's
+        projection for `known`, and no term for `unknown`.
 
         Args:
             model: the model.

@@ -1,4 +1,4 @@
-"""A linear classifier that reproduces given scores of points, even if no linear function generated the scores."""
+"""A linear classifier that reproduces given scores of points. Any function may have generated the scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RIDGE = 1e-4  # ridge of the regression, for features of unit length
 def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """Compute the smallest weights w_c = (v_c, b_c) with v_c . x_i + b_c = scores_ic at the unmasked points x_i.
 
-    This is kernel ridge regression with a small ridge. For at most D + 1 points it reproduces the scores; for more
-    points it is a least-squares fit.
+    The method is kernel ridge regression with a small ridge. Up to D + 1 points, the classifier reproduces the scores.
+    For more points, the result is a least-squares fit.
 
     Args:
-        head: the linear head, which combines directions v and offsets b to weights.
-        x: N points with D features of T tasks [T, N, D].
-        scores: scores of C classes [T, N, C].
+        head: the linear head that combines directions v and offsets b to weights.
+        x: [T, N, D], N points of T tasks, with D features.
+        scores: [T, N, C], scores of C classes.
         mask: [T, N], False for masked points.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Shift of the queries by mean(support) - mean(query), the correction of the cross-class bias in Liu et al. (2020)."""
+"""Shift of the queries by mean(support) - mean(query), a correction of the cross-class bias (Liu et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pyro_metabayes.transductive.assignments import masked_mean
 
 @dataclass(frozen=True, eq=False)
 class ShiftedPoints:
-    """Support points of T tasks, followed by the queries plus a shift, which is mean(support) - mean(query).
+    """Support points of T tasks, followed by the shifted queries.
 
-    There are S support points and Q queries per task, with D features.
+    The shift mean(support) - mean(query) is added to each query. A task has S support points and Q queries.
     """
 
     x: Tensor  # [T, S + Q, D]
@@ -38,11 +38,7 @@ class ShiftedPoints:
         )
 
     def cosines(self, means: Tensor) -> Tensor:
-        """Compute the cosines of the S + Q points of T tasks with class means [T, C, D] of C classes and D features.
-
-        Returns:
-            Tensor [T, S + Q, C], for S support points and Q queries.
-        """
+        """Compute the cosines [T, S + Q, C] of all points with class means [T, C, D]."""
         return normalize(self.x, dim=-1) @ normalize(means, dim=-1).mT
 
 
@@ -52,9 +48,9 @@ def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:
     The logits are affine in x, so only the additive term of each class changes.
 
     Args:
-        model: a model whose head has a term per class.
-        w: weights [T, C, W]: W numbers for each of C classes of T tasks.
-        shift: shift of the D features of the tasks [T, 1, D].
+        model: a model with a term per class in the logits.
+        w: [T, C, W], W weights for each of C classes of T tasks.
+        shift: [T, 1, D], shift of the D features.
 
     Returns:
         Weights [T, C, W].

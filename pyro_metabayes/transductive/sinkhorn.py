@@ -1,4 +1,4 @@
-"""Sinkhorn's projection of class predictions for a query set to given class shares, as a term added to the logits.
+"""Sinkhorn's projection of class predictions to given class shares, by a term added to the logits.
 
 Sinkhorn and Knopp 1967; Cuturi, "Sinkhorn Distances", NeurIPS 2013 (arXiv 1306.0895).
 """
@@ -23,22 +23,24 @@ def class_term(
     num_iterations: int = 100,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Compute the class term b with (1/Q) sum_i softmax(logits_i + b)_c = shares_c, of mean 0 over the classes c.
+    """Compute the class term b, of mean 0 over the classes, with mean predictions equal to given class shares.
 
-    softmax(logits + b) is the transport plan with one unit per query and Q shares_c units per class; b is the log of
-    its column scaling. Sinkhorn's iterations are b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b). The
-    gradient is that of the solution (implicit function theorem), not of the iterations.
+        equation:  (1/Q) sum_i softmax(logits_i + b)_c = shares_c
+        iteration: b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b)
+
+    The probabilities softmax(logits + b) are a transport plan with one unit per query and Q shares_c units per class.
+    The gradient of b follows from the equation (implicit function theorem), not from the iterations.
 
     Args:
-        logits: logits of C classes for Q queries of T tasks [..., T, Q, C].
+        logits: [..., T, Q, C], logits of C classes for Q queries of T tasks.
         mask: [T, Q]; masked queries have no effect, and b = 0 without queries.
         shares: given mean prediction of each class, positive with sum 1, broadcast to [..., T, 1, C]; None: 1 / C.
-        num_iterations: number of iterations. After 100, shares are accurate to 1e-4 unless predictions are nearly
-            certain.
-        start: b before the first iteration; None: 0.
+        num_iterations: number of iterations. After 100 iterations, shares are accurate to 1e-4. Nearly certain
+            predictions need more iterations.
+        start: value of b before the first iteration; None: 0.
 
     Returns:
-        b [..., T, 1, C].
+        The class term b [..., T, 1, C].
     """
     if shares is None:
         shares = logits.new_full((logits.shape[-1],), 1 / logits.shape[-1])
@@ -48,10 +50,10 @@ def class_term(
 
 @torch.no_grad()
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
-    """Run Sinkhorn's iterations on the transport plans [..., T, C, Q] of T tasks, for C classes and Q queries.
+    """Run Sinkhorn's iterations on transport plans [..., T, C, Q], and return the class term.
 
-    The columns of a plan are scaled. Every few iterations the logarithm of the scaling is added to the class term b and
-    the scaling is reset to 1, so that it does not overflow.
+    An iteration scales the columns of a plan. Every few iterations, the logarithm of the scaling is added to the class
+    term, and the scaling is reset to 1. This prevents overflow.
     """
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
@@ -71,7 +73,9 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
     """Attach a gradient to the solution b of m(b) = shares, where m(b) is the mean prediction of the queries.
 
-    The gradient is db = J^-1 (d shares - dm), where J = dm / db is the Jacobian (implicit function theorem).
+        db = J^-1 (d shares - dm),   J = dm / db
+
+    by the implicit function theorem.
     """
     probs = (logits + solution).softmax(-1)
     marginal = masked_mean(probs, mask)

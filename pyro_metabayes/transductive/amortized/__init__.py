@@ -1,1 +1,1 @@
-"""An amortized transductive classifier: it updates class means from the queries of a task by learned update rules."""
+"""An amortized transductive classifier, with learned rules that update class means from the queries of a task."""

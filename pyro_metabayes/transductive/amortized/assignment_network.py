@@ -13,10 +13,10 @@ Affine = tuple[Tensor, Tensor]  # factor and additive term of each channel
 
 
 class Modulation(nn.Module):
-    """Network that computes a factor and an additive term for each hidden channel from the statistics of a task (FiLM).
+    """Network that computes a factor and a term for each hidden channel from the statistics of a task (FiLM).
 
-    Before training all factors are 1 and all terms 0. (Perez et al., "FiLM: Visual Reasoning with a General
-    Conditioning Layer", AAAI 2018.)
+    The channel is multiplied by the factor, and the term is added. Before training, all factors are 1 and all terms 0.
+    (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.)
 
     Args:
         num_context: number of statistics of a task.
@@ -28,7 +28,7 @@ class Modulation(nn.Module):
         self.network = zero_network(num_context, 2 * width)
 
     def forward(self, context: Tensor) -> Affine:
-        """Compute factor and term, each [T, 1, 1, width], from the statistics of T tasks [T, num_context]."""
+        """Compute factor and term, each [T, 1, 1, width], from task statistics [T, num_context]."""
         factor, term = self.network(context)[:, None, None].chunk(2, -1)
         return 1 + factor, term
 
@@ -44,11 +44,14 @@ def zero_network(num_inputs: int, num_outputs: int, width: int = 32) -> nn.Seque
 class AssignmentNetwork(nn.Module):
     """Network that computes a correction of the logit of each query and class, and a weight of each query.
 
-    The inputs are channels (numbers) of each pair of a query and a class. Each of the two hidden layers is a map of the
-    channels of a pair, shared by all pairs and modulated by statistics of the task (`Modulation`). The first layer also
-    receives the mean over classes, the second layer also the differences from the means over classes and over queries.
-    A permutation of the classes permutes the corrections and does not change the weights; a permutation of the queries
-    permutes both. Before training the corrections are 0.
+    The inputs are channels (numbers) of each pair of a query and a class. Two hidden layers map the channels of a pair,
+    with the same map for all pairs. `Modulation` by task statistics follows each map.
+
+    The first layer also receives the mean over classes. The second layer also receives two differences: from the mean
+    over classes, and from the mean over queries.
+
+    A permutation of the classes permutes the corrections, and leaves the weights unchanged. A permutation of the
+    queries permutes corrections and weights. Before training, the corrections are 0.
 
     Args:
         num_channels: number of input channels.
@@ -70,16 +73,16 @@ class AssignmentNetwork(nn.Module):
         nn.init.constant_(self.weight.bias, OPEN)
 
     def modulated_by(self, context: Tensor) -> list[Affine]:
-        """Compute the modulations of both layers from statistics of T tasks [T, num_context], once for all steps."""
+        """Compute the modulations of both layers from task statistics [T, num_context], once for all steps."""
         return [modulation(context) for modulation in self.modulations]
 
     def forward(self, channels: Tensor, modulations: list[Affine], shares: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the corrections of the logits, and the weights of the queries.
 
         Args:
-            channels: inputs for Q queries and C classes of T tasks [T, Q, C, num_channels].
+            channels: [T, Q, C, num_channels], inputs for Q queries and C classes of T tasks.
             modulations: the result of `modulated_by`.
-            shares: weight of each query in a mean over the queries [T, Q], 0 for masked queries.
+            shares: [T, Q], weight of each query in a mean over the queries, 0 for masked queries.
 
         Returns:
             Corrections [T, Q, C], and weights [T, Q, 1] in (0, 1).

@@ -21,25 +21,31 @@ LEAST_LOG = -12.0  # lower bound on the logarithm of an assignment, as an input 
 
 
 class Directions(NamedTuple):
-    """Linear classifier of T tasks: directions [T, C, D] and offsets [T, C] of the logits of C classes, D features."""
+    """Linear classifier of T tasks: directions [T, C, D] and offsets [T, C], for C classes and D features."""
 
     directions: Tensor
     offsets: Tensor
 
 
 class AmortizedSteps(nn.Module):
-    """Refinement of class means by K learned steps on the queries x_i, from the class means m^0 of the support set:
+    """Refinement of class means by K learned steps on the queries x_i.
 
-        z_i, g_i = E-step network(inputs of query i; statistics of the task),
-        m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic).
+    The steps start at the class means m^0 of the support set. One step is
 
-    z_i is the soft assignment of query i to the C classes, g_i in (0, 1) its weight, and n_c the number of support
-    points of class c. The logits are s cos(m_c, x_i) + beta log(C pi_c) + b_c, where pi is the mean of the z_i. kappa,
-    rho, beta and s are learned functions of the statistics of the task. In tasks that are known to be balanced, pi is
-    omitted and b is Sinkhorn's projection to equal class shares; otherwise b = 0.
+        z_i, g_i = E-step network(inputs of query i; statistics of the task)
+        m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic)
+
+    where z_i is the soft assignment of query i to the C classes, g_i in (0, 1) the weight of query i, and n_c the
+    number of support points of class c. The logits are
+
+        s cos(m_c, x_i) + beta log(C pi_c) + b_c
+
+    where pi is the mean of the z_i, and b = 0. In tasks that are known to be balanced, the term with pi is omitted, and
+    b is Sinkhorn's projection to equal class shares. kappa, rho, beta and s are learned functions of the statistics of
+    the task.
 
     Args:
-        width: number of hidden channels of the E-step network per pair of a query and a class.
+        width: number of hidden channels of the E-step network (`AssignmentNetwork`).
     """
 
     def __init__(self, width: int) -> None:
@@ -54,7 +60,7 @@ class AmortizedSteps(nn.Module):
         Args:
             observed: T tasks, with features of unit length.
             num_steps: number of steps.
-            known: [T], 1 for tasks whose queries are known to be balanced, else 0; None: 0 for all tasks.
+            known: [T], 1 for tasks with queries that are known to be balanced, else 0; None: 0 for all tasks.
         """
         task = Task.of(observed, known)
         *_, last = self._states(task, num_steps)
@@ -90,7 +96,7 @@ class AmortizedSteps(nn.Module):
     def _directions(self, task: Task, state: State) -> Directions:
         """Compute the classifier from the class means of a state.
 
-        The temperature of the classifier depends on task statistics and on the change by the last step.
+        The temperature of the classifier depends on task statistics and on the change in the last step.
         """
         changes = _changes(task.points, state)
         temperature = self.temperature(torch.cat((task.context, changes), -1)).exp().unsqueeze(-1)
@@ -111,7 +117,7 @@ class Rates(NamedTuple):
 
 
 class State(NamedTuple):
-    """Class means and what follows from them after a step, for T tasks with Q queries, C classes and D features."""
+    """Class means after a step, and quantities computed from the class means."""
 
     rates: Rates
     means: Tensor  # class means [T, C, D]
@@ -136,7 +142,7 @@ def _rates(raw: Tensor) -> Rates:
 def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) -> Tensor:
     """Compute the class means after a step (the update of m_c in `AmortizedSteps`).
 
-    The weights of the queries [T, Q, C] are their soft assignments z_ic times the weight g_i of the query.
+    `weights` [T, Q, C] are the products g_i z_ic of weight and soft assignment of each query.
     """
     weights = (weights * task.mask.unsqueeze(-1)).mT
     support = rates.of_support * task.counts.sqrt().unsqueeze(-1)  # [T, C, 1]
@@ -168,7 +174,7 @@ def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, a
 
 
 def _changes(task: TaskGeometry, state: State) -> Tensor:
-    """Compute the inputs of the temperature network: certainty of the assignments, and their change by the last step.
+    """Compute the inputs of the temperature network: certainty and last change of the assignments.
 
     Returns:
         Tensor [T, NUM_CHANGES], NUM_CHANGES statistics for each of T tasks.

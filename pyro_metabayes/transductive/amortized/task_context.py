@@ -1,4 +1,4 @@
-"""Statistics of a task that say how informative its support set and its queries are."""
+"""Statistics of a task that measure how informative the support set and the queries are."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ FAR = -2.0  # less than every cosine
 
 
 def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
-    """Compute 11 statistics of each task from features of unit length.
+    """Compute 11 statistics of each task from features of unit length, each of the order of 1.
 
-    Each statistic is of the order of 1 for any number of features. The statistics are way, mean and sd of the log
-    shots, queries per class, effective dimension (absolute, and relative to the number of queries), squared length of
-    the class means, cosine of a query with the nearest class mean, difference between the cosines with the nearest and
-    the second nearest class mean, mean cosine of a query with its nearest queries, and spread of the cosines with class
-    means.
+    The statistics are
+
+        way
+        mean and sd of the log shots
+        queries per class
+        effective dimension: absolute, and relative to the number of queries
+        squared length of the class means
+        cosine of a query with the nearest class mean
+        difference between the cosines with the nearest and the second nearest class mean
+        mean cosine of a query with the nearest other queries
+        spread of the cosines with class means
 
     Args:
-        cosines: cosines of Q queries with the class means of C classes in T tasks [T, Q, C].
-        between: cosines between the queries [T, Q, Q].
-        lengths: lengths of the class means [T, C].
-        counts: number of support points of each class [T, C].
+        cosines: [T, Q, C], cosines of Q queries with the class means of C classes in T tasks.
+        between: [T, Q, Q], cosines between the queries.
+        lengths: [T, C], lengths of the class means.
+        counts: [T, C], number of support points of each class.
         mask: [T, Q], False for masked queries.
 
     Returns:
@@ -58,7 +64,7 @@ def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tens
 
 
 def _nearest(between: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean cosine [T] of a query with the 4 nearest other queries, averaged over the queries of each task.
+    """Compute the mean cosine [T] of a query with the 4 nearest other queries, averaged over queries.
 
     The result is 0 for a task with one query.
     """

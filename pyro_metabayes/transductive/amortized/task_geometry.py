@@ -18,16 +18,16 @@ LEAST_PROBABILITY = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class TaskGeometry:
-    """Points, labels and inner products of T tasks: S support points, Q queries, C classes, D features of unit length.
+    """Points, labels and inner products of T tasks with features of unit length.
 
     Attributes:
-        x: queries [T, Q, D].
+        x: [T, Q, D], the Q queries, with D features.
         mask: [T, Q], False for masked queries.
-        shares: weight of each query in a mean over the queries [T, Q].
-        labels: one-hot labels of the support points [T, S, C], 0 for masked points.
-        means: class means of the support set [T, C, D].
-        counts: number of support points of each class [T, C].
-        inner: inner products of the queries with all points, support points first [T, Q, S + Q].
+        shares: [T, Q], weight of each query in a mean over the queries.
+        labels: [T, S, C], one-hot labels of the S support points for C classes, 0 for masked points.
+        means: [T, C, D], class means of the support set.
+        counts: [T, C], number of support points of each class.
+        inner: [T, Q, S + Q], inner products of the queries with all points; support points come first.
     """
 
     x: Tensor
@@ -54,14 +54,14 @@ class TaskGeometry:
 
     @property
     def between(self) -> Tensor:
-        """Inner products between the Q queries of each of T tasks [T, Q, Q]."""
+        """Inner products [T, Q, Q] between the queries of each task."""
         return self.inner[..., self.labels.shape[1] :]
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values over the unmasked queries of each task.
 
         Args:
-            values: V values for each of Q queries of T tasks [T, Q, V].
+            values: [T, Q, V], V values per query.
 
         Returns:
             Tensor [T, 1, V].
@@ -72,24 +72,24 @@ class TaskGeometry:
         """Compute the cosines of the queries with class means, and the lengths of the class means.
 
         Args:
-            means: class means of C classes in T tasks, with D features [T, C, D].
+            means: [T, C, D], class means.
 
         Returns:
-            Cosines [T, Q, C] for Q queries, and lengths [T, C].
+            Cosines [T, Q, C] and lengths [T, C].
         """
         length = means.norm(dim=-1).clamp(min=LEAST_LENGTH)
         return self.x @ means.mT / length.unsqueeze(1), length
 
     def affinities(self, sharpness: Tensor) -> Tensor:
-        """Compute the affinities of each query to all other points of its task.
+        """Compute the affinities of each query to all other points of the task.
 
-        They are a softmax over these points of sharpness times the inner product with the query.
+        The affinities are a softmax, over the other points, of sharpness times the inner product with the query.
 
         Args:
-            sharpness: inverse temperature of each of T tasks [T, 1, 1].
+            sharpness: [T, 1, 1], inverse temperature of each task.
 
         Returns:
-            Tensor [T, Q, S + Q] for Q queries; the S support points come first.
+            Tensor [T, Q, S + Q]; support points come first.
         """
         size = self.mask.shape[1]
         own = torch.eye(size, dtype=torch.bool, device=self.x.device)
@@ -100,11 +100,11 @@ class TaskGeometry:
         return self.mask.unsqueeze(1) & ~own
 
     def log_labels_nearby(self, affinities: Tensor, assignments: Tensor) -> Tensor:
-        """Average the labels of all other points, weighted by their affinities to a query, and return the logarithm.
+        """Compute the log of the mean label of all other points, weighted by the affinities to a query.
 
         Args:
-            affinities: the result of `affinities`, [T, Q, S + Q].
-            assignments: soft assignments of Q queries to C classes [T, Q, C], used as labels of the queries.
+            affinities: [T, Q, S + Q], the result of `affinities`.
+            assignments: [T, Q, C], soft assignments of the queries to classes, used as labels of the queries.
 
         Returns:
             Tensor [T, Q, C].
@@ -113,13 +113,13 @@ class TaskGeometry:
 
 
 def support_labels(observed: Observed) -> Tensor:
-    """Return one-hot labels of S support points for C classes in T tasks [T, S, C]; 0 for masked points."""
+    """Return one-hot labels [T, S, C] of the support points; 0 for masked points."""
     labels = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
     return labels.to(observed.support_x.dtype)
 
 
 def frame_statistics(observed: Observed) -> Tensor:
-    """Return the statistics that backbone=task_frame computed for each task; 0 with another backbone.
+    """Return the statistics of each task from backbone=task_frame; 0 with another backbone.
 
     Returns:
         Tensor [T, NUM_FRAME], NUM_FRAME statistics for each of T tasks.

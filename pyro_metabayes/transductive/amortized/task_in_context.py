@@ -1,4 +1,4 @@
-"""A batch of tasks with the statistics that networks receive, and whether its queries are known to be balanced."""
+"""A batch of tasks with the inputs of networks: statistics, and whether queries are known to be balanced."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Task:
 
     Attributes:
         points: inner products, labels and class means of the points.
-        context: statistics of the tasks [T, NUM_CONTEXT].
-        known: [T], 1 for tasks whose queries are known to be balanced, else 0; None: 0 for all tasks.
+        context: [T, NUM_CONTEXT], statistics of the tasks.
+        known: [T], 1 for tasks with queries that are known to be balanced, else 0; None: 0 for all tasks.
     """
 
     points: TaskGeometry
@@ -41,12 +41,12 @@ class Task:
         return cls(points, torch.cat((statistics, frame_statistics(observed), is_known), -1), known)
 
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
-        """Compute Sinkhorn's class term of each task, which makes the mean prediction of the queries uniform.
+        """Compute Sinkhorn's class term, which makes the mean prediction of the queries uniform.
 
         The term is 0 for tasks that are not known to be balanced.
 
         Returns:
-            Tensor [T, 1, C] for C classes in T tasks; None if no task is known to be balanced.
+            Tensor [T, 1, C]; None if no task is known to be balanced.
         """
         if self.known is None:
             return None
@@ -59,12 +59,12 @@ class Task:
         In tasks that are known to be balanced, the mean assignment is uniform (Sinkhorn's projection).
 
         Returns:
-            Tensor [T, Q, C] for Q queries and C classes of T tasks.
+            Tensor [T, Q, C].
         """
         term = self.term(log_odds, IN_A_STEP, None)
         return (log_odds if term is None else log_odds + term).softmax(-1)
 
     def log_shares(self, assignments: Tensor) -> Tensor:
-        """Compute log(C pi) [T, 1, C] for class shares pi of C classes in T tasks; 0 for tasks known to be balanced."""
+        """Compute log(C pi) [T, 1, C] of the class shares pi; 0 for tasks that are known to be balanced."""
         log_shares = (assignments.shape[-1] * self.points.mean(assignments).clamp(min=LEAST_SHARE)).log()
         return log_shares if self.known is None else log_shares * (1 - self.known[:, None, None])
