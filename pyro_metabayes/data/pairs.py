@@ -68,8 +68,8 @@ class Pairs:
         singles = before[starts + sizes] - before[starts]
         if ((sizes <= number) & (singles == 0)).any():
             raise UsageError(
-                f"expected an even task.shot for a class that consists of pairs and that a task uses whole, got {shot}; "
-                "change task.shot or lower task.query"
+                f"expected an even task.shot, got {shot}; change task.shot or lower task.query (a task needs all "
+                "inputs of a class, and all these inputs are in pairs)"
             )
 
     def positions(

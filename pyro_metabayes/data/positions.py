@@ -35,8 +35,8 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
     """Draw positions like `random_positions`, at a cost that does not depend on the sizes of the classes.
 
     For j = size - number, ..., size - 1: draw a position from 0, ..., j. If this position was drawn before, use j.
-    All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"). The order is not random, so
-    the positions are shuffled at the end.
+    All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"). At the end the positions are
+    shuffled, since the order of these draws is not uniform.
 
     The arguments and the result are those of `random_positions`.
     """

@@ -32,7 +32,7 @@ class TaskShape:
             ..., a)), limited by the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2).
         query_balanced: fraction of tasks that stay balanced if query_concentration is set.
         feature_noise: length of the noise added to a feature vector, relative to the vector (perturbed.py).
-        unknown: number of further classes in evaluation tasks, with `query` unlabelled queries and no support points.
+        unknown: number of further classes in evaluation tasks, each with `query` unlabelled queries and no support.
     """
 
     way: int = 5
