@@ -91,9 +91,9 @@ class RaggedTasks:
         """Return x, y and mask of N points in each of T tasks.
 
         Args:
-            starts: [T, 1], row number of the first point of each task.
-            place: [T, N], positions of the points in the task.
-            end: [T, 1], number of points of each task. Positions from `end` on give zeros and are masked.
+            starts: [T, 1], index in `rows` of the first point of each task.
+            place: [T, N], positions of the points within the task.
+            end: [T, 1], first position without a point. Positions from `end` on give zeros and are masked.
         """
         inside = place < end
         row = self.rows[(starts + place).clamp(max=len(self.rows) - 1)]
