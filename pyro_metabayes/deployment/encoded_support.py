@@ -65,12 +65,10 @@ class Answer:
 
 
 class EncodedSupport:
-    """The support set of one task. The constructor computes whatever does not depend on the queries:
+    """The support set of one task. The constructor checks it, and computes what does not depend on the queries:
 
     * the features of the support set, if features do not depend on the queries;
-    * the posterior, if also the guide is inductive.
-
-    The support set is checked in any case.
+    * also the posterior, if in addition the guide is inductive.
 
     Args:
         learner: the learner.

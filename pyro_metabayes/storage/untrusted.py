@@ -134,7 +134,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Raise a ValueError if an array header claims more bytes than the file has. Numpy would allocate all these bytes."""
+    """Raise a ValueError if an array header claims more bytes than the file has; numpy would allocate them."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -148,7 +148,7 @@ def check_plain(value: Any) -> None:
     """Raise a ValueError unless the value consists of numbers, text, tensors and containers of these."""
     for item in nested_values(value):
         if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
-            raise ValueError("a dictionary has keys that are neither text nor integers")
+            raise ValueError("a dictionary has keys other than text and integers")
         if isinstance(item, Tensor):
             _check_tensor(item)
         elif not isinstance(item, PLAIN):
