@@ -103,7 +103,7 @@ class Guide(Recorded, Program):
             any_number = "mc, savi, proto, or sib with guide.synthetic_gradient=equivariant"
             remedy = f"train with task.way={classes}, or train a guide for any number of classes: {any_number}"
             raise UsageError(
-                f"expected tasks of {self.num_classes} classes for this guide, got {classes}; "
+                f"expected tasks of {self.num_classes} classes, which this guide was trained for, got {classes}; "
                 + (remedy if classes > 1 else f"provide support points of all {self.num_classes} classes")
             )
 

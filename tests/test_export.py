@@ -145,12 +145,20 @@ DRAWS_LABELS = Pair("mean_field", model="robust_regression")
         (PRETRAINED, {"num_classes": 3, "input_shape": 8}, "expected input_shape to be a list of sizes, such as"),
         (PRETRAINED, {"num_classes": 3, "num_samples": 0}, "expected num_samples >= 1"),
         (PRETRAINED, {"num_classes": 3, "seed": -0.5}, "expected seed to be an integer"),
-        (proto(), {"num_classes": 3, "input_shape": [6]}, r"sizes that .*, \[5\], got \[6\]; .* input_shape=\[5\]$"),
+        (
+            proto(),
+            {"num_classes": 3, "input_shape": [6]},
+            r"input_shape that .*, \[5\], got \[6\]; .* input_shape=\[5\]$",
+        ),
         (Pair("mean_field").learner(), {"num_classes": 4}, "expected tasks of 3 classes, which this guide was trained"),
         (Pair("exact", model="linear_regression").learner(), {"num_classes": 3}, "expected no num_classes for a regr"),
         (LAPLACE.learner(), {"num_classes": 3}, "can trace .* guide=laplace, .*: Constraints violated .support.; use"),
         (DRAWS_LABELS.learner(), {}, "draws equally many random numbers for any number of points"),
-        (Pair("exact", model="linear_regression").learner(), {"path": "a.onnx"}, "ONNX has, got one that needs aten"),
+        (
+            Pair("exact", model="linear_regression").learner(),
+            {"path": "a.onnx"},
+            "operators of ONNX, got one that needs aten",
+        ),
     ],
 )
 def test_mistakes_have_one_line_and_leave_no_file(

@@ -206,10 +206,10 @@ def without(name: str) -> Episodes:
 
 
 NO_POINTS = {
-    "all queries of a task masked": (masked("query_mask", slice(1, 2)), "one query per task"),
-    "all queries masked": (masked("query_mask", slice(None)), "one query per task"),
-    "no queries": (without("query"), "one query per task"),
-    "all support masked": (masked("support_mask", slice(2, 3)), "one support point per task"),
+    "all queries of a task masked": (masked("query_mask", slice(1, 2)), "one unmasked query per task"),
+    "all queries masked": (masked("query_mask", slice(None)), "one unmasked query per task"),
+    "no queries": (without("query"), "one unmasked query per task"),
+    "all support masked": (masked("support_mask", slice(2, 3)), "one unmasked support point per task"),
 }
 
 

@@ -29,8 +29,8 @@ class BaseNovelSampler(BankSampler):
     half. The class of a base query is drawn uniformly with replacement. Images of one class are drawn without
     replacement if the class has enough images.
 
-    Novel classes have the labels 0 to way - 1. Labels from way on are base classes: in task t, label way + i stands for
-    the training class number auxiliary["base"][t, i], which is from 0 to B - 1.
+    Novel classes have the labels 0 to way - 1. Base classes have the labels from way on: in task t, label way + i is
+    the training class number auxiliary["base"][t, i], from 0 to B - 1.
     """
 
     def __init__(self, bank: Bank, holdout_per_class: int) -> None:

@@ -1,7 +1,9 @@
 """Domain adaptation: labelled source domains for training, and an unlabelled target domain with the same classes.
 
-A task is a minibatch of one domain. It has no support set; the minibatch is the query set. This is the unsupervised
-multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients".
+A task is a minibatch of one domain. The minibatch is the query set, and there is no support set.
+
+Source: unsupervised multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with
+Synthetic Gradients".
 """
 
 from __future__ import annotations

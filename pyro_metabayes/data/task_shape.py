@@ -26,8 +26,8 @@ class TaskShape:
         way: number of classes; 1 in a regression.
         shot: number of support points per class.
         query: number of query points per class.
-        query_counts: numbers of query points of the `way` classes, which replace `query`. Every task has them in a new
-            random order. query_concentration and query_balanced are then ignored.
+        query_counts: numbers of query points of the `way` classes, in place of `query`. Every task has a new random
+            order of these numbers. query_concentration and query_balanced are then ignored.
         query_concentration: 0: balanced. a > 0: draws the numbers of queries from Multinomial(way * query, Dirichlet(a,
             ..., a)), limited by the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2).
         query_balanced: fraction of tasks that stay balanced if query_concentration is set.

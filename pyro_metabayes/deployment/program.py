@@ -24,9 +24,9 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 class Program(nn.Module):
     """Module that maps S support points and Q queries of a task to the prediction for the queries.
 
-    The inputs are support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input and support_y
-    has classes [S], or Y numbers per point [S, Y]. The prediction is a tuple of the fields of `MetaLearner.predict`,
-    without gradient. The random numbers are fixed.
+    The inputs are support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input. The labels
+    support_y are classes [S], or Y numbers per point [S, Y]. The prediction is a tuple of the fields of
+    `MetaLearner.predict`, without gradient. The random numbers are fixed.
 
     Args:
         learner: the learner.
@@ -82,15 +82,15 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
     Args:
         learner: the learner.
-        points: support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input and support_y has
-            classes [S], or Y numbers per point [S, Y].
+        points: support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input. The labels
+            support_y are classes [S], or Y numbers per point [S, Y].
         num_classes: number of classes C; 0 in a regression.
         num_samples: number of draws of w.
 
     Returns:
-        In classification, the class probabilities and their standard deviation over draws of w, each [Q, C]. They are
-        NaN if a label is not one of 0, ..., C - 1, or if a class has no support point. In a regression, mean, standard
-        deviation, lower and upper bound of the label, each [Q, Y].
+        In classification: class probabilities, and their standard deviation over draws of w, each [Q, C]. Both are NaN
+        if a label is out of range (0 to C - 1), or if a class has no support point.
+        In a regression: mean, standard deviation, lower and upper bound of the label, each [Q, Y].
     """
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
     known = support_y.clamp(0, num_classes - 1) if num_classes else support_y  # one_hot fails for other labels

@@ -35,9 +35,9 @@ def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normali
     """Build the parts of a learner (backbone, model, guide, objective) from names, settings, classes or objects.
 
     Args:
-        parts: {name of the part: value}. A value is a name (such as `sib`, or a full dotted name), a mapping of
-            `_target_` (a name or a class) and settings, a class, an object, or None. The backbone may be any torch
-            module.
+        parts: {name of the part: value}. A value is a name, a class, an object, None, or a mapping of `_target_` (a
+            name or a class) and settings. A name is short, such as `sib`, or a full dotted name. The backbone may be
+            any torch module.
         shared: arguments that several parts share, such as num_classes; None values are ignored.
         normalise: whether features are scaled to unit length if the backbone is a plain torch module.
 

@@ -1,7 +1,7 @@
 """Construction of the parts of a learner from a specification: the plain values in checkpoints and YAML files.
 
-A specification has an entry {part: {_target_: name of a class, setting: value}} for each part (backbone, head, prior,
-model, guide, objective), and entries for arguments that several parts share:
+The parts are backbone, head, prior, model, guide and objective. A specification has an entry for each part,
+{part: {_target_: name of a class, setting: value}}, and entries for arguments that several parts share:
 
     input_shape     shape of one input of the backbone
     num_classes     number of classes per task

@@ -74,8 +74,8 @@ def _under_data(relative: str, hint: str) -> Path:
     root = folder_of_variable("METABAYES_DATA")
     if root is None:
         raise UsageError(
-            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got no such "
-            f"variable; {hint}"
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, but METABAYES_DATA is "
+            f"not set; {hint}"
         )
     return root / relative
 

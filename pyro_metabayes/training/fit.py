@@ -105,8 +105,8 @@ def fit(
         The metrics of the logged steps, and how the training ended.
 
     Raises:
-        UsageError: arguments do not fit together, tasks are not suitable for the learner, the training has diverged, or
-            the folder holds another training or is in use.
+        UsageError: arguments or tasks do not fit, the training has diverged, the folder holds another training, or the
+            folder is in use.
         Interrupted: after SIGINT. The message says how to continue.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")

@@ -40,7 +40,7 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     closure = inspect.signature(type(optimiser).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
-            f"expected an optimiser with a step without closure, got {type(optimiser).__name__}; use for example Adam"
+            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; use for example Adam"
         )
 
 

@@ -164,8 +164,8 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
         kind = _kind_of_groups(header, names)
         remedy = "name the smaller groups, and add the larger ones to data.predictors as a factor"
         raise UsageError(
-            f"expected one column in data.group, since the model has one grouping, got "
-            f"{' and '.join(names) or 'none'} ({kind} groups); {remedy if kind == 'nested' else 'name one of them'}"
+            f"expected one column in data.group, got {' and '.join(names) or 'none'} ({kind} groups); the model has "
+            f"one grouping only: {remedy if kind == 'nested' else 'name one of them'}"
         )
     return group[0]
 

@@ -74,8 +74,8 @@ def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequenc
         mean, sd = column.mean().item(), column.std(correction=0).item()
         if INTERCEPT not in random and abs(mean) > FAR * sd:
             raise UsageError(
-                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes, with which all lines meet at "
-                f"{name} = 0, far from mean {mean:g} and sd {sd:g} in {file}; set data.random="
+                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes: all lines meet at {name} = "
+                f"0, far from the data (mean {mean:g}, sd {sd:g} in {file}); set data.random="
                 f"[{','.join((INTERCEPT, *random))}]"
             )
 

@@ -82,7 +82,7 @@ def _read(path: str) -> Any:
     except (*DAMAGED, SafetensorError) as error:
         reason = reason_of(error)
         raise UsageError(
-            f"expected a readable file of arrays at {path}, got the error '{reason}'; {_remedy(reason)}"
+            f"expected a file of arrays, got {path}, which cannot be read ({reason}); {_remedy(reason)}"
         ) from error
 
 

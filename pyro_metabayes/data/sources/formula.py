@@ -121,7 +121,7 @@ def _refuse_several_columns(bar: str, group: str) -> None:
         kind, remedy = "nested groups", f"write + {outer} + (... | {inner}), in which {outer} is a factor"
     if "/" in group or ":" in group:
         raise UsageError(
-            f"expected one column of groups in ({bar}), since the model has one grouping, got {kind}; {remedy}"
+            f"expected one column of groups in ({bar}), got {kind}; the model has one grouping only: {remedy}"
         )
 
 

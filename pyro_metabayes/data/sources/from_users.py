@@ -40,8 +40,8 @@ class FromUsers:
             train, val, seed: fractions and seed of a random division.
 
         Raises:
-            UsageError: `splits` has another split than train, val and test, a label that the dataset lacks, or one
-                label in two splits; or an item is not a pair of a tensor and a label.
+            UsageError: `splits` names an unknown split or label, or one label in two splits. Or an item is not a pair
+                of a tensor and a label.
         """
         from pyro_metabayes.data.bank import Bank  # here, since it imports this file
         from pyro_metabayes.data.sources.division import Division

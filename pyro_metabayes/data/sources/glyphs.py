@@ -13,8 +13,8 @@ so test alphabets are not seen in training:
 
 These numbers of classes hold for matplotlib 3.11.2 and Pillow 13.
 
-Accuracy of the nearest class mean of the pixels (cosine, half-size images) on 5-way test tasks with 1 and 5 shots: 54%
-and 70% at the default distortions, 92% and 97% without distortion.
+On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images) has these accuracies with 1 and 5
+shots: 54% and 70% at the default distortions, 92% and 97% without distortion.
 """
 
 from __future__ import annotations

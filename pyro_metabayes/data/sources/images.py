@@ -124,7 +124,7 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: 
     if bad:
         more = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
         raise UsageError(
-            f"expected readable images, got {len(bad)} unreadable ones of {len(paths)}: "
+            f"expected readable images, got {len(bad)} of {len(paths)} that cannot be read: "
             f"{', '.join(bad[:MOST_NAMES])}{more}; fix or remove these files"
         )
 

@@ -60,7 +60,7 @@ class Scales:
 
         Args:
             effects: [..., R], the R group-specific weights, which are the first of the D weights.
-            shared: [..., D - R], the weights that all groups share, which enter the intercept at x = 0.
+            shared: [..., D - R], the weights that all groups share. They enter the intercept at x = 0.
         """
         shared = shared.expand(*effects.shape[:-1], -1)
         return self.in_units(torch.cat((effects, shared.to(effects)), -1))[..., : effects.shape[-1]]
