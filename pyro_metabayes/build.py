@@ -161,7 +161,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value has the type of an annotation. Types other than the plain ones are not checked."""
+    """Return whether a plain value has the type of an annotation. An annotation that is not checked fits any value."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))

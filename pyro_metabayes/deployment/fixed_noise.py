@@ -47,7 +47,7 @@ class RecordedNoise(TorchFunctionMode):
 
 
 class RepeatedNoise(TorchFunctionMode):
-    """Torch mode that returns recorded draws instead of new draws. Torch.export can trace it.
+    """Torch mode that returns recorded draws instead of new draws, so that torch.export can trace a program.
 
     Args:
         draws: the recorded tensors, `RecordedNoise.draws`.

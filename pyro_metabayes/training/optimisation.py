@@ -120,7 +120,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
 
 
 def rate_of(name: str, keys: Iterable[str]) -> str:
-    """Return the longest of the `keys` of train.learning_rates that is the name or a prefix of it, else ""."""
+    """Return the longest key of train.learning_rates that equals `name` or is a prefix of `name`, else ""."""
     return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 

@@ -106,5 +106,5 @@ def _refuse_other_tasks(name: str, before: Mapping[str, Any], now: Mapping[str, 
         if not _equal(before.get(tensor), now.get(tensor)):
             raise UsageError(
                 f"expected the {name} tasks of the training in {folder}, got tasks with another {tensor}; pass "
-                "the same tasks (draw random ones with torch, which repeats them), or another folder"
+                "the same tasks, or another folder (tasks drawn with torch's random numbers are reproducible)"
             )

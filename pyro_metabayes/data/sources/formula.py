@@ -193,8 +193,8 @@ def _check(fixed: Terms, own: Terms, formula: str) -> None:
         )
     if missing := [name for name in own.effects if name not in fixed.effects]:
         raise UsageError(
-            f"expected '{missing[0]}' also outside of (effects | group), got '{formula}'; add + {missing[0]}, its mean "
-            "over groups"
+            f"expected '{missing[0]}' also outside of (effects | group), got '{formula}'; add + {missing[0]} (its mean "
+            "effect over groups)"
         )
     if not own.effects and not own.intercept:
         raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'; add such a term")

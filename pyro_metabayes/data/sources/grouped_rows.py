@@ -124,7 +124,7 @@ class Groups:
         return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
-        """Return a fit to data of `with_equal_precision`, with the log-likelihood of the labels before the change."""
+        """Return a fit to data of `with_equal_precision`, with the log-likelihood of the original labels."""
         if not self.weighted:
             return fitted
         return replace(fitted, log_likelihood=fitted.log_likelihood + log_roots(self.whole()))
