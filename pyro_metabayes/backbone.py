@@ -56,8 +56,8 @@ class TorchBackbone(Backbone):
         super().__init__()
         if any(isinstance(layer, _BatchNorm) and not layer.track_running_stats for layer in module.modules()):
             raise UsageError(
-                "expected batch norm with running statistics in the backbone, got track_running_stats=False; set "
-                "track_running_stats=True, or use nn.GroupNorm, so that features do not depend on other tasks"
+                "expected batch norm with running statistics in the backbone, got track_running_stats=False, which "
+                "makes features depend on other tasks; set track_running_stats=True, or use nn.GroupNorm"
             )
         self.module, self.normalise = module, normalise
         self.num_features = num_features_of(module, input_shape)

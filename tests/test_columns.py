@@ -116,7 +116,7 @@ def test_all_of_three_collinear_columns_are_named(tmp_path: Path) -> None:
     rows = changed(2, lambda rows: rows[:, 0] - 2 * rows[:, 1])
     lines = [f"g{i // ROWS},{x!r},{z!r},{y!r},{i % 5}" for i, (x, z, y) in enumerate(rows.tolist())]
     (tmp_path / "t.csv").write_text("\n".join(["who,x,z,sum,y", *lines]) + "\n")
-    with pytest.raises(UsageError, match="got 'sum', as a linear function of 'x' and 'z'"):
+    with pytest.raises(UsageError, match="got 'sum' as a linear function of 'x' and 'z'"):
         load("who", "y", ["x", "z", "sum"], path=str(tmp_path / "t.csv"))
 
 

@@ -144,7 +144,7 @@ def test_a_value_out_of_range_is_refused(argument: str, features: Path) -> None:
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        ("flat", "expected a posterior that can be sampled, got the flat prior itself"),
+        ("flat", "expected a posterior that can be sampled, got the flat prior"),
         ("mixture", "expected a reparametrised distribution at site 'w', got MixtureSameFamily"),
     ],
 )

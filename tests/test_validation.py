@@ -220,7 +220,7 @@ def test_tasks_without_points_are_refused_in_one_line(kind: str, door: str) -> N
     for learner in LEARNERS.values():
         with pytest.raises(
             UsageError,
-            match=rf"expected at least {message}, unmasked in .*, got none in [13] of [13] t",
+            match=rf"expected at least {message} \(.*\), got none in [13] of [13] t",
         ):
             DOORS[door](learner, tasks)
 
