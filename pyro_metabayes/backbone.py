@@ -21,9 +21,9 @@ class Backbone(Recorded, nn.Module):
 
     Attributes:
         num_features: number of features D; None if it depends on the task.
-        unit_range: whether the inputs are images in [0, 1]; predictions then refuse values outside this range.
-        pretrained: whether the weights were trained elsewhere, so that a run does not pretrain them.
-        scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept input vectors
+        unit_range: whether the inputs are images in [0, 1]. Predictions then refuse values outside this range.
+        pretrained: whether the weights were trained elsewhere. A run then does not pretrain them.
+        scale_invariant: whether c x and x have the same features for every c > 0. Predictions then accept input vectors
             of any scale that float64 represents.
     """
 
@@ -43,7 +43,7 @@ class TorchBackbone(Backbone):
     D is read from the output of the module for one input of zeros.
 
     Args:
-        module: the torch module. It always stays in evaluation mode, as every backbone does.
+        module: the torch module. It always stays in evaluation mode, like every backbone.
         input_shape: the shape *X of one input.
         normalise: whether feature vectors are scaled to unit length, as `head=cosine` requires.
 
@@ -56,8 +56,8 @@ class TorchBackbone(Backbone):
         super().__init__()
         if any(isinstance(layer, _BatchNorm) and not layer.track_running_stats for layer in module.modules()):
             raise UsageError(
-                "expected batch norm with running statistics in the backbone, got track_running_stats=False: the "
-                "features of a point then depend on other tasks; set track_running_stats=True, or use nn.GroupNorm"
+                "expected batch norm with running statistics in the backbone, got track_running_stats=False, which "
+                "makes features depend on other tasks; set track_running_stats=True, or use nn.GroupNorm"
             )
         self.module, self.normalise = module, normalise
         self.num_features = num_features_of(module, input_shape)
@@ -71,7 +71,7 @@ class TorchBackbone(Backbone):
 def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
     """Return the number of features D of a module, read from its output for one input of zeros.
 
-    The module is in evaluation mode for this input, so that running statistics do not change.
+    The module is in evaluation mode for this input, which leaves running statistics unchanged.
     """
     modes = [(part, part.training) for part in module.modules()]
     like = next((value for value in module.parameters() if value.device.type != "meta"), torch.zeros(()))

@@ -1,8 +1,7 @@
 """Builds objects from plain specifications {_target_: dotted.name, argument: value}.
 
-The settings of a part are declared only in the signature of its constructor. Names and types are checked against this
-signature before anything is built. Arguments such as `model` and `num_classes` come from the caller; they are called
-the context.
+The settings of a part are the arguments of its constructor. Names and types are checked against the signature before
+anything is built. Arguments such as `model` and `num_classes` come from the caller and are called the context.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
 
 
 def full_name(name: str) -> str:
-    """Return the full dotted name of a class or function, which may have moved in a later version of the package.
+    """Return the current full dotted name of a class or function, given a short name or a name of earlier versions.
 
     For example, guides.sib.Guide becomes pyro_metabayes.guides.sib.Guide.
     """
@@ -95,7 +94,7 @@ def _hints_of(target: Any) -> dict[str, Any]:
 
 
 def provided_by_source(target: Any) -> list[str]:
-    """Return the names of the arguments annotated with FromSource, whose values the source of tasks provides."""
+    """Return the names of the arguments annotated with FromSource. The source of tasks provides their values."""
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     return [name for name, hint in hints.items() if _FROM_SOURCE in getattr(hint, "__metadata__", ())]
 
@@ -106,7 +105,7 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
     Args:
         spec: a specification.
         part: name of the specified part in messages, such as "guide".
-        context: names of the arguments that the caller provides, which the specification must not set.
+        context: names of the arguments that the caller provides. The specification must not set them.
         prefixes: allowed prefixes of the dotted name `_target_`.
 
     Raises:
@@ -135,7 +134,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
         spec: a specification.
         part: name of the specified part in messages, such as "guide".
         prefixes: allowed prefixes of the dotted name `_target_`.
-        context: values from the caller, by name; the constructor gets those for which it has an argument.
+        context: values from the caller, by name. A value is used if the constructor has an argument of this name.
 
     Raises:
         UsageError: the specification does not pass `check`, or a required setting is missing.

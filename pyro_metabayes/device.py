@@ -19,8 +19,10 @@ def device_of(name: str) -> torch.device:
     """Return the torch device of this name.
 
     Args:
-        name: `cpu`; an accelerator (`cuda`, `mps` or `xpu`), possibly with an index, such as `cuda:1`; or `auto`, the
-            accelerator that `torch.accelerator` reports, or the CPU if there is none.
+        name: one of
+            `cpu`,
+            an accelerator (`cuda`, `mps` or `xpu`), also with an index, such as `cuda:1`,
+            `auto`: the accelerator that `torch.accelerator` reports, or the CPU if there is none.
 
     Raises:
         UsageError: torch has no device of that name, or this machine has no such device.
@@ -59,7 +61,7 @@ def count_of(kind: str) -> int:
 
 
 def as_double(values: Tensor) -> Tensor:
-    """Return the values in float64, moved to the CPU if their device does not support float64."""
+    """Return the values in float64. If their device does not support float64, they move to the CPU."""
     return values.to("cpu" if values.device.type in WITHOUT_FLOAT64 else values.device, torch.float64)
 
 
@@ -71,10 +73,11 @@ LARGEST_ON_HEAP, LARGEST_KEPT = 32 * 2**20, 2**31 - 1
 def keep_freed_memory() -> bool:
     """Make the C library's malloc keep up to 2 GiB of freed memory.
 
-    By default glibc returns freed arrays of some MiB to the system. The next step then waits for the same pages to be
-    cleared again, with one page fault per 4 KiB. These page faults take half the time of a forward pass of Conv-4, and
-    a fifth of a training step of savi with ten samples (`docs/performance.md`). The setting holds for the whole
-    process. Therefore the commands call this function, and importing the package does not.
+    By default glibc returns freed arrays of some MiB to the system, and the next step waits for new pages. This takes
+    half the time of a forward pass of Conv-4, and a fifth of a training step of savi with ten samples
+    (`docs/performance.md`).
+
+    The setting holds for the whole process. Only the commands call this function; importing the package does not.
 
     Returns:
         True if malloc accepts the setting; false if the C library has no such setting.

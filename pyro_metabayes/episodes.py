@@ -1,11 +1,11 @@
-"""The data of a batch of tasks, and the names of the axes, which all files use.
+"""The data of a batch of tasks. All files use these names of axes:
 
     T  tasks            S  support points      Q  query points     N  support or query points
     C  classes (way)    D  features            *X  axes of one input
     *W  axes of the latent of one task: [C, D] or [Y, D], a row of weights for each class or output
     Y  numbers in one label of a regression
 
-Leading axes `...` are samples of the latent. The order of the points of a task has no meaning; masked points have no
+Leading axes `...` are samples of the latent. The order of the points of a task has no meaning. Masked points have no
 effect.
 """
 
@@ -70,14 +70,14 @@ class Observed:
         return replace(self, **changed, auxiliary=auxiliary)
 
     def change_queries(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Return the same tasks with `function` applied to every tensor [T, Q, ...] of the Q queries of the T tasks."""
+        """Return the same tasks with `function` applied to every tensor of queries [T, Q, ...]."""
         names = [name for name in OF_QUERIES if getattr(self, name, None) is not None]
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         views = {name: function(value) for name, value in self.auxiliary.items() if self._is_of_queries(value)}
         return replace(self, **changed, auxiliary=self.auxiliary | views)
 
     def _is_of_queries(self, auxiliary: Tensor) -> bool:
-        """Return whether a tensor holds inputs of shape *X per query, such as rotated queries: [T, Q, ..., *X]."""
+        """Return whether a tensor has the shape [T, Q, ..., *X]: inputs for each query, such as rotated queries."""
         return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
@@ -91,11 +91,11 @@ class Observed:
 
 @dataclass(eq=False, kw_only=True)
 class Episodes(Observed):
-    """Batch of tasks with query labels: an `Observed` and `query_y`, for objectives and scores.
+    """Batch of tasks with query labels, for objectives and scores: an `Observed` and `query_y`.
 
     A task may have queries of unknown classes, i.e. of classes without support points. These queries have no label.
-    `query_mask` is false for them, so objectives and scores do not count them. A guide sees them: `observed` returns a
-    `query_mask` that is true for them.
+    Objectives and scores do not count them: `query_mask` is false for them. A guide sees them: in `observed`,
+    `query_mask` is true for them.
     """
 
     query_y: Tensor  # [T, Q] classes (arbitrary for a query of an unknown class), or [T, Q, Y] numbers
@@ -114,7 +114,7 @@ class Episodes(Observed):
     def pooled(self) -> Observed:
         """Return the tasks with all labelled points, support and query, as support set.
 
-        The training posterior of SAVI (semi-amortised variational inference) is computed from these tasks.
+        The guide savi (semi-amortised variational inference) computes its training posterior from these tasks.
         """
         return replace(
             self.observed(),
@@ -124,32 +124,32 @@ class Episodes(Observed):
         )
 
     def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs, labels and mask of the points that `labels` names: "support", "query" or "all" (both sets)."""
+        """Return inputs, labels and mask of the set `labels`: "support", "query" or "all" (both sets)."""
         if labels == "query":
             return self.query_x, self.query_y, self.query_mask
         source = self.pooled() if labels == "all" else self
         return source.support_x, source.support_y, source.support_mask
 
     def as_support(self, labels: str) -> Observed:
-        """Return the tasks without query labels; the new support set is the set that `labels` names in `labelled`."""
+        """Return the tasks without query labels, with the set `labels` as support set: "support", "query" or "all"."""
         x, y, mask = self.labelled(labels)
         return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """Join batches of tasks, in order, into one. Smaller support and query sets are padded with masked points."""
+    """Join batches of tasks, in order, into one batch. Smaller sets of points are padded with masked points."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
     if len(shapes := {(part.num_classes, *part.query_x.shape[2:]) for part in parts}) > 1:
         raise UsageError(
-            f"expected tasks of one way and one input shape in a batch, got (way, *input shape) in {sorted(shapes)}; "
+            f"expected tasks of one way and one input shape in a batch, got (way, *input shape) = {sorted(shapes)}; "
             "make separate batches (with data=mixture, set train.tasks_per_step to 12 or a divisor of 12)"
         )
     if len({part.unknown_mask is None for part in parts}) > 1:
         raise UsageError(
-            "expected unknown_mask in all Episodes of a batch or in none, got Episodes with and without unknown_mask; "
-            "set unknown_mask in all Episodes"
+            "expected unknown_mask in all Episodes of a batch or in none, got some with and some without; set "
+            "unknown_mask in all Episodes"
         )
     joined: dict[str, Any] = {}
     for item in fields(first):
@@ -160,7 +160,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors [T_i, N_i, ...] over tasks, padded to the largest N_i with zeros (masks: with false)."""
+    """Concatenate tensors [T_i, N_i, ...] over tasks. They are padded to the largest N_i with zeros or false."""
     most = max(part.shape[1] for part in parts)
 
     def filled(part: Tensor) -> Tensor:

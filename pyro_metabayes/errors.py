@@ -21,7 +21,7 @@ class UsageError(ValueError):
 
 
 def printable(message: str) -> str:
-    """Replace every character that cannot be printed, such as a line break or a terminal command, by "?"."""
+    """Replace characters that cannot be printed, such as line breaks or terminal commands, by "?"."""
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
@@ -32,7 +32,7 @@ class UnknownKey(UsageError):
         key: the unknown setting, such as guide.step_sizes.
         names: names of the existing settings.
         owner: name of the class or function that has these settings, such as guides.sib.Guide.
-        elsewhere: full names of settings of other classes, which may be suggested too.
+        elsewhere: full names of settings of other classes that may be suggested too.
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
@@ -75,11 +75,11 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 class UnfamiliarTasks(UserWarning):
-    """Warning that tasks differ from the training tasks of a transductive guide, for example in way or shot.
+    """Warning, shown once, that tasks differ from the training tasks of a transductive guide.
 
-    It is shown once.
+    For example, they differ in way or shot.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Interruption by a signal, at a point from which the work can be resumed. The message says how to resume."""
+    """Interruption by a signal. The work can be resumed, and the message says how."""

@@ -28,12 +28,12 @@ class Guide(Recorded, Program):
     A new guide defines `posterior`; `forward` is fixed.
 
     Attributes:
-        transductive: whether `posterior` depends on the query inputs; a test checks this.
-        num_classes: the only number of classes per task for which the guide works; None: any number.
+        transductive: whether `posterior` depends on the query inputs.
+        num_classes: the number of classes per task for which the guide works; None: any number.
         needs_shared_classes: whether all tasks must have the same classes.
         requires: capabilities that the model must have (`pyro_metabayes/inference/capabilities.py`).
-        sees_query_labels: whether `training_posterior` depends on the query labels; by default, whether the guide
-            defines that method.
+        sees_query_labels: whether `training_posterior` depends on the query labels. By default true if the guide
+            defines `training_posterior`.
 
     Raises:
         UsageError: the model lacks a capability in `requires`, or the guide does not define `posterior`.
@@ -66,7 +66,7 @@ class Guide(Recorded, Program):
         return self._model[0]
 
     def require(self, capability: type[Capability]) -> Capability:
-        """Return the model, typed as having a capability, i.e. methods that only some models have.
+        """Return the model, with the type of a capability. A capability is a set of methods that some models have.
 
         Raises:
             UsageError: the model lacks the capability.
@@ -74,21 +74,22 @@ class Guide(Recorded, Program):
         return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        """Return q(w | support, x_query), the distribution of the latent for predictions; a Joint for several sites.
+        """Return q(w | support, x_query), the distribution of the latent for predictions.
 
-        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        The batch shape is [T] (tasks), the event shape is [*W] (the latent of one task). With several sites, the
+        result is a Joint.
         """
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """Return the distribution q of the latent in the training loss; it may use query labels, as in guide=sib_savi.
+        """Return the distribution q of the latent in the training loss. It may use query labels.
 
-        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        The batch shape is [T] (tasks), the event shape is [*W] (the latent of one task).
         """
         return self.posterior(episodes.observed())
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return named terms in nats, one number per task [T], that are added to the loss but not to the ELBO."""
+        """Return terms of the loss that are not in the ELBO, by name, in nats, one number per task [T]."""
         return {}
 
     def check(self, observed: Observed) -> None:
@@ -107,7 +108,7 @@ class Guide(Recorded, Program):
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
-        """Check shape and sites of q, the guide's distribution; the messages are clearer than Pyro's own."""
+        """Raise a UsageError if q, the distribution of the guide, has a wrong shape or other sites than the model."""
         remedy = "return a Joint of them, or use a guide that is written for this model"
         check_sites(q, self.model.sites, "guide's distribution", remedy)
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
@@ -126,23 +127,23 @@ class Guide(Recorded, Program):
             )
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample the latent w from `training_posterior` for Episodes, and from `posterior` for an Observed.
+        """Sample the latent w: from `training_posterior` for Episodes, from `posterior` for an Observed.
 
         Args:
             data: the tasks.
             kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: the distribution cannot be sampled, or its shape or sites differ from those of the latent. If
-                Pyro's validation is on, also: a label is out of range, or a number is not finite.
+            UsageError: the distribution cannot be sampled, or has other shapes or sites than the latent. With Pyro's
+                validation also: a label is out of range, or a number is not finite.
         """
         validate(data, self.model, self.model.num_features)
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):
             raise UsageError(
-                "expected a posterior that can be sampled, got the flat prior itself; use another prior, or a guide "
-                "whose posterior is not the prior"
+                "expected a posterior that can be sampled, got the flat prior; use another prior, or a guide whose "
+                "posterior is not the prior"
             )
         self._check_shape(q, data)
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)

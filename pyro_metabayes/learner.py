@@ -36,11 +36,10 @@ class MetaLearner(Assembled, Stored, Deployable):
         objective: the training loss.
         specification: plain values that rebuild the learner (`pyro_metabayes/specification/parts.py`); None: the values
             that the parts recorded when they were constructed.
-        frozen: true: the backbone is not trained, and Episodes hold its features. False: the backbone is trained, and
-            Episodes hold its inputs.
+        frozen: whether the backbone is not trained. If true, Episodes hold features; if false, Episodes hold inputs.
 
     Attributes:
-        trained_on: the range of the training tasks, which a checkpoint keeps; None: not recorded.
+        trained_on: the range of the training tasks (way, shot, queries); None: not recorded.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class MetaLearner(Assembled, Stored, Deployable):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """*X, the shape of one input of the backbone; None stands for an axis of any size."""
+        """Shape *X of one input of the backbone. None stands for an axis of any size."""
         return tuple(self._shared["input_shape"])
 
     @property
@@ -103,15 +102,18 @@ class MetaLearner(Assembled, Stored, Deployable):
         return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Compute the training loss of a batch of tasks and the terms of this loss, as means over tasks.
+        """Compute the training loss of a batch of tasks, and the terms of the loss, as means over tasks.
 
         Args:
             episodes: T tasks with query labels.
             kl_weight: factor of the KL term in the loss; 1 gives the negative ELBO.
 
         Returns:
-            Scalars in nats per task: `loss`, to be differentiated; `log_likelihood`; `kl`, where the objective has one;
-            one entry per regulariser of model and guide.
+            Scalars in nats per task:
+            `loss`: the loss, to be differentiated.
+            `log_likelihood`: the expected log-likelihood.
+            `kl`: the KL term, if the objective has one.
+            One more entry for each regulariser of model and guide.
         """
         episodes = self.featured(episodes)
         terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)

@@ -96,8 +96,8 @@ REFUSED: dict[str, tuple[np.ndarray, str]] = {
     "a constant": (changed(1, lambda rows: 7.0), "expected numbers that differ in column 'z'"),
     "a constant up to rounding": (changed(1, lambda rows: 1e17 + rows[:, 1]), "differ in column 'z'"),
     "a constant response": (changed(2, lambda rows: -1.0), "expected numbers that differ in column 'y'"),
-    "the same column twice": (changed(1, lambda rows: rows[:, 0]), "got 'z', which is a linear function of 'x'"),
-    "the same in other units": (changed(1, lambda rows: 2010 - 3 * rows[:, 0]), "which is a linear function of 'x'"),
+    "the same column twice": (changed(1, lambda rows: rows[:, 0]), "got 'z' as a linear function of 'x'"),
+    "the same in other units": (changed(1, lambda rows: 2010 - 3 * rows[:, 0]), "as a linear function of 'x'"),
     "one huge number": (changed(1, lambda rows: rows[:, 1] + 1e12 * (np.arange(len(rows)) == 5)), "a column 'z'"),
     "a huge response": (changed(2, lambda rows: rows[:, 2] + 1e12 * (np.arange(len(rows)) == 5)), "a column 'y'"),
     "a range without a float": (changed(1, lambda rows: 1.7e308 * np.sign(rows[:, 1])), "got a range of inf"),
@@ -116,7 +116,7 @@ def test_all_of_three_collinear_columns_are_named(tmp_path: Path) -> None:
     rows = changed(2, lambda rows: rows[:, 0] - 2 * rows[:, 1])
     lines = [f"g{i // ROWS},{x!r},{z!r},{y!r},{i % 5}" for i, (x, z, y) in enumerate(rows.tolist())]
     (tmp_path / "t.csv").write_text("\n".join(["who,x,z,sum,y", *lines]) + "\n")
-    with pytest.raises(UsageError, match="got 'sum', which is a linear function of 'x' and 'z'"):
+    with pytest.raises(UsageError, match="got 'sum' as a linear function of 'x' and 'z'"):
         load("who", "y", ["x", "z", "sum"], path=str(tmp_path / "t.csv"))
 
 
@@ -130,7 +130,7 @@ def test_slopes_without_intercepts_meet_at_0() -> None:
     """Such predictors are not centred; far from 0 they are refused, since the lines would be one."""
     groups = loaded(rows_of(), random=("x",))
     assert groups.scales.mean[0] == 0 and groups.whole().query_x[..., 0].min() == 0
-    with pytest.raises(UsageError, match=r"all lines then meet at x = 0, .* set data.random=\[intercept,x\]"):
+    with pytest.raises(UsageError, match=r"all lines meet at x = 0, .* set data.random=\[intercept,x\]"):
         loaded(rows_of() + np.array([2010, 0, 0]), random=("x",))
 
 

@@ -219,7 +219,8 @@ def test_batches_of_the_user_are_not_divided_among_processes(monkeypatch: pytest
     group = SimpleNamespace(world_size=2)
     monkeypatch.setattr("pyro_metabayes.training.fabric.fabric_of_process", lambda device: group)
     with pytest.raises(
-        UsageError, match=r"^expected train to be a TaskStream, .* with a single process, an iterable of batches .*"
+        UsageError,
+        match=r"^expected train to be a TaskStream, .* \(with a single process\) an iterable or a function of .*",
     ):
         fit(learner, lambda number: tasks, tasks, steps=1)
     with pytest.raises(UsageError, match=r"multiple of the number of processes, got 5 tasks and 2 processes; .*"):

@@ -104,7 +104,7 @@ def test_a_frozen_backbone_and_the_folder_of_a_command_are_refused(tmp_path: Pat
         trained(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.pt", state | {"config": {"task": {"way": 5}}})
     with refuses(
-        r"^expected the folder of a training by fit, got .*, which a command has written; continue that run with .*$"
+        r"^expected the folder of a training by fit, got the folder .* of a command; continue that run with .*$"
     ):
         trained(tmp_path)
 
@@ -127,7 +127,7 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert again.lines == history.lines
     assert f"note: the training in {tmp_path} had already finished after 4 steps" in capsys.readouterr().err
     assert trained(tmp_path, steps=6)[1].steps == 6, "with more steps it goes on"
-    with refuses(r"^expected steps >= 6, since .* has already taken 6 steps, got steps=5; increase steps$"):
+    with refuses(r"^expected steps >= 6, the number of steps already taken in .*, got steps=5; increase steps$"):
         trained(tmp_path, steps=5)
 
 

@@ -148,7 +148,7 @@ def test_a_holdout_that_cannot_be_is_refused(per_class: int, message: str, bank:
 def test_pairs_are_not_split(bank: Bank) -> None:
     partner = torch.arange(len(bank.labels))
     partner[[0, 1]] = partner[[1, 0]]
-    with pytest.raises(UsageError, match="expected different images in each class"):
+    with pytest.raises(UsageError, match="expected only different images"):
         held_out_rows(replace(bank, pairs=Pairs(partner)), 4)
 
 

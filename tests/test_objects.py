@@ -117,7 +117,7 @@ def test_a_part_in_the_place_of_another_is_refused() -> None:
 
 
 def test_a_part_given_twice_is_refused() -> None:
-    with refuses(r"^expected guide and model with the same model, got a different model object in each; construct .*$"):
+    with refuses(r"^expected guide and model with the same model object, got two objects; construct .*$"):
         Parts().learner(guide=Parts().guide)
     prior = priors.Gaussian(FEATURES)
     model: Any = few_shot_classifier.Model(prior, prior)  # type: ignore[arg-type]
@@ -129,13 +129,13 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     parts = Parts()
     with refuses(rf"^expected the same num_weights in all parts, got 7 and prior\.num_weights={FEATURES}; .*$"):
         parts.learner(guide=mean_field.Guide(parts.model, WAY, 7))
-    with refuses(rf"^expected num_weights={FEATURES}, which fits backbone and head, got num_weights=7; .*$"):
+    with refuses(rf"^expected num_weights={FEATURES} for this backbone and head, got num_weights=7; .*$"):
         wide = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(7))
         parts.learner(model=wide, guide=proto.Guide(wide))
     model = linear_regression.Model(priors.Conditional(FEATURES, FEATURES, 1), 2, FEATURES)
     with refuses(r"^expected the same num_targets in all parts, got 2 and prior\.num_targets=1; .*$"):
         parts.learner(model=model, guide=mc.Guide(model))
-    with refuses(r"^expected a backbone whose constructor received input_shape, got a backbone without; .*$"):
+    with refuses(r"^expected a backbone with input_shape, got a backbone that was constructed without; .*$"):
         parts.learner(backbone=Shapeless())
 
 

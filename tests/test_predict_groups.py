@@ -98,7 +98,7 @@ def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:
 BAD_FILES = {
     "hours,kind,score\n104,other,3\n": "expected rows with a blank 'score' in new.csv, got none",
     "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",
-    "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold one of other, private, public, the levels in",
+    "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold a level of the training data (other, private",
     "hours,kind,score\n,other,\n": "expected a value in every cell, got missing values in 1 of 1 rows of new.csv",
 }
 
@@ -130,7 +130,7 @@ def test_numbers_are_levels_where_the_settings_say_so(tmp_path: Path) -> None:
 def test_several_kinds_of_groups_are_refused_by_name(second: str, kind: str, tmp_path: Path) -> None:
     lines = ["school,room,teacher,y", "a,a1,t1,1", "a,a2,t2,2", "b,b1,t1,3", "b,b2,t2,5"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=rf"data.group, got school and {second} \({kind} groups\), but the model"):
+    with pytest.raises(UsageError, match=rf"data.group, got school and {second} \({kind} groups\); the model"):
         load(["school", second], "y", path=str(tmp_path / "t.csv"))
 
 

@@ -187,7 +187,7 @@ def test_nothing_is_downloaded_by_the_way(library: str, monkeypatch: pytest.Monk
     hub = importlib.import_module("huggingface_hub")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name: None)
     with pytest.raises(
-        UsageError, match=rf"weights of .* in the cache, not found, .*prepare data=glyphs backbone={library} "
+        UsageError, match=rf"weights of .* in the cache, not found; .*prepare data=glyphs backbone={library} "
     ):
         backbone_of(library)
 

@@ -221,7 +221,7 @@ def test_pairs_stay_on_one_side_where_counts_are_bounded() -> None:
 
 def test_regressions_have_no_classes_to_count() -> None:
     for shape in (TaskShape(1, 2, 3, query_counts=[3]), TaskShape(1, 2, 3, query_concentration=1.0)):
-        with pytest.raises(UsageError, match=r"neither task\.query_counts nor task\.query_concentration"):
+        with pytest.raises(UsageError, match=r"no task\.query_counts and no task\.query_concentration"):
             LinearGaussian().sampler("train", shape)
 
 

@@ -55,7 +55,7 @@ def test_a_temperature_needs_validation_tasks_and_classes() -> None:
         evaluate(PAIR.learner(), random_tasks(), EvalSettings(3, temperature=True), progress=False)
     numbers = random_regressions(num_tasks=3)
     regression = Pair("exact", model="linear_regression").learner()
-    with pytest.raises(UsageError, match="expected class labels, since temperature scaling and ensembles need them"):
+    with pytest.raises(UsageError, match="expected class labels for temperature scaling and ensembles"):
         evaluate(regression, numbers, EvalSettings(3, temperature=True), progress=False, validation=numbers)
     with pytest.raises(UsageError, match=r"expected eval\.temperature=false and .* with eval\.joint=true"):
         EvalSettings(joint=True, temperature=True)

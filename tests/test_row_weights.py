@@ -211,8 +211,8 @@ def test_an_offset_of_numbers_is_subtracted_from_the_response(rows: list[Any], t
 
 
 MISTAKES = {  # what is changed in the settings or the first rows: the message
-    "n=-1": "expected weights > 0 in column 'n' of bad.csv, got -1 in row 1 (without rows that have missing values)",
-    "n=0": "expected weights > 0 in column 'n' of bad.csv, got 0 in row 1 (without rows that have missing values)",
+    "n=-1": "expected weights > 0 in column 'n' of bad.csv, got -1 in row 1 (not counting rows with missing values)",
+    "n=0": "expected weights > 0 in column 'n' of bad.csv, got 0 in row 1 (not counting rows with missing values)",
     "n=nan": "got missing values in 1 of 225 rows of bad.csv (the first is 'nan' in column 'n' on line 2); fill in "
     "values, or set data.missing=drop",
     "n=inf": "expected a finite number in column 'n', got 'inf' on line 2 of bad.csv",

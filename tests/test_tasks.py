@@ -206,5 +206,5 @@ def test_base_classes_have_no_names() -> None:
     pair = next(pair for pair in PAIRS if pair.model == "lwof")
     learner, (support_x, support_y, _) = pair.learner(), arrays(pair)
     assert isinstance(learner.model, HasBaseClasses)
-    with pytest.raises(UsageError, match="got one for learning without forgetting"):
+    with pytest.raises(UsageError, match="got a learner that also predicts base classes"):
         learner.task(support_x, support_y)

@@ -137,7 +137,7 @@ def test_a_specification_of_any_size_is_not_built() -> None:
     [
         (torch.zeros(1).expand(10**12), "claims to be larger"),
         (LAUGHS, "nested too deeply"),
-        ({1.5: 2}, "keys that are"),
+        ({1.5: 2}, "keys other than"),
     ],
 )
 def test_values_that_are_not_plain_are_refused(value: Any, reason: str) -> None:

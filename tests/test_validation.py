@@ -206,10 +206,10 @@ def without(name: str) -> Episodes:
 
 
 NO_POINTS = {
-    "all queries of a task masked": (masked("query_mask", slice(1, 2)), "one query per task"),
-    "all queries masked": (masked("query_mask", slice(None)), "one query per task"),
-    "no queries": (without("query"), "one query per task"),
-    "all support masked": (masked("support_mask", slice(2, 3)), "one support point per task"),
+    "all queries of a task masked": (masked("query_mask", slice(1, 2)), "one unmasked query per task"),
+    "all queries masked": (masked("query_mask", slice(None)), "one unmasked query per task"),
+    "no queries": (without("query"), "one unmasked query per task"),
+    "all support masked": (masked("support_mask", slice(2, 3)), "one unmasked support point per task"),
 }
 
 
@@ -220,7 +220,7 @@ def test_tasks_without_points_are_refused_in_one_line(kind: str, door: str) -> N
     for learner in LEARNERS.values():
         with pytest.raises(
             UsageError,
-            match=rf"expected at least {message}, unmasked in .*, got none in [13] of [13] t",
+            match=rf"expected at least {message} \(.*\), got none in [13] of [13] t",
         ):
             DOORS[door](learner, tasks)
 

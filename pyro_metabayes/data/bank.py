@@ -33,21 +33,21 @@ class Bank(FromUsers):
     By default each class belongs to one split, so that test classes are not seen in training.
 
     Args:
-        inputs: [M, *X], *X being the shape of one input: float features, uint8 images [M, channels, height, width], or
-            features that stay in their file.
+        inputs: [M, *X], where *X is the shape of one input. Float features, uint8 images [M, channels, height, width],
+            or features that stay in a file.
         class_sizes: [G], number of inputs of each class, in the order of the rows.
         splits: ids of the classes (0 to G - 1) of each split: train, val and test.
         class_names: [G], names of the classes.
         pairs: pairs of rows that must not be split between support and query set; None: there are none.
-        views: [V, N, *X], V augmented copies of each of the N training inputs, in the order of rows("train"), or None.
-            Training tasks draw from inputs and copies with equal probability (pretrain.views).
-        num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
-            each with these classes in the same order (domains.py).
+        views: [V, N, *X], V augmented copies of the N training inputs, in the order of rows("train"). Training tasks
+            draw inputs and copies with equal probability (pretrain.views). None: no copies.
+        num_shared: number of classes that all tasks share; 0: tasks have different classes. If positive, a split
+            consists of one or more domains, and every domain has the same classes in the same order (domains.py).
         auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
         division: what differs between splits (sources/division.py). "classes": each class belongs to one split. "rows":
-            each class of the data has rows in several splits. Its rows in each split then form a separate class of the
-            bank, and these classes have the same name. "none": all splits are the same.
-        origin: function from a row number to the row's name in messages, such as a file; None: the number is the name.
+            each class has rows in several splits; the bank then has one class per split, all with the same name.
+            "none": all splits are the same.
+        origin: function that returns the name of a row in messages, given the row number; None: the number.
     """
 
     inputs: Tensor | StoredRows
@@ -90,16 +90,16 @@ class Bank(FromUsers):
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """Return the label of each class of a split for a classifier of its classes: 0, 1, ...
+        """Return the labels 0, 1, ... of the classes of a split, for a classifier that is trained on this split.
 
-        If several domains share the classes (num_shared > 0), a shared class has the same label in each domain.
+        If several domains share the classes (num_shared > 0), a class has the same label in every domain.
         """
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """Return a hash of inputs, classes and splits, for names in the cache.
+        """Return a hash of inputs, classes and splits, which names files in the cache.
 
-        If the inputs stay in a file, only some of the inputs are hashed.
+        If the inputs stay in a file, only some of them are hashed.
         """
         return self._fingerprint
 
@@ -130,7 +130,7 @@ class Bank(FromUsers):
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """Return the bank with its inputs on a device; class sizes and splits stay on the CPU, where rows are drawn."""
+        """Return the bank with the inputs on a device. Class sizes and splits stay on the CPU."""
         views = None if self.views is None else self.views.to(device)
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
@@ -145,7 +145,7 @@ class Bank(FromUsers):
             split: train, val or test.
             way, shot, query: classes, support points per class and query points per class of every task.
             seed: seed of the tasks.
-            num_tasks: number of different tasks, after which the stream starts again; None: it never repeats a task.
+            num_tasks: number of different tasks, after which the stream starts again; None: no task is repeated.
             unknown: number of unknown classes per task, i.e. classes with `query` queries but no support points. These
                 queries have no label: a guide sees them, but objectives and scores do not count them.
 

@@ -29,8 +29,8 @@ class BaseNovelSampler(BankSampler):
     half. The class of a base query is drawn uniformly with replacement. Images of one class are drawn without
     replacement if the class has enough images.
 
-    Novel classes have the labels 0 to way - 1. In task t, label way + i is the base class with index
-    auxiliary["base"][t, i] (0 to B - 1) among the training classes.
+    Novel classes have the labels 0 to way - 1. Base classes have the labels from way on: in task t, label way + i is
+    the training class number auxiliary["base"][t, i], from 0 to B - 1.
     """
 
     def __init__(self, bank: Bank, holdout_per_class: int) -> None:
@@ -38,13 +38,13 @@ class BaseNovelSampler(BankSampler):
         self.num_base_classes = len(bank.splits["train"])
         if bank.division != "classes":
             raise UsageError(
-                "expected data.split=classes for task.base_query, since novel classes must be unseen, got data.split="
-                f"{bank.division}; set task.base_query=0"
+                f"expected data.split=classes for task.base_query, got data.split={bank.division}; set "
+                "data.split=classes, or task.base_query=0"
             )
         if holdout_per_class < 2:
             raise UsageError(
-                "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "
-                f"of base classes, got {holdout_per_class}; raise pretrain.holdout_per_class"
+                f"expected pretrain.holdout_per_class >= 2 for task.base_query, got {holdout_per_class}; raise it, so "
+                "that validation and test have images of base classes"
             )
         holdout = held_out_rows(bank, holdout_per_class)
         self.training_bank = without_rows(bank, holdout)
@@ -52,7 +52,7 @@ class BaseNovelSampler(BankSampler):
 
     @property
     def context(self) -> dict[str, int]:
-        """The number of base classes by the name `num_base_classes`, for constructors with an argument of this name."""
+        """The mapping {"num_base_classes": B}, for constructors of models and guides with this argument."""
         return {"num_base_classes": self.num_base_classes}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
@@ -60,8 +60,8 @@ class BaseNovelSampler(BankSampler):
         draw_novel, pool = BankSampler(bank).rows_sampler(split, shape), Pool.of(bank, split)
         if split == "train" and self.num_base_classes == shape.way:
             raise UsageError(
-                f"expected more than task.way={shape.way} training classes, since some must remain base classes, got "
-                f"{self.num_base_classes}; lower task.way"
+                f"expected more than task.way={shape.way} training classes, got {self.num_base_classes}; lower "
+                "task.way, so that some classes remain base classes"
             )
 
         def draw(generator: Generator) -> Episodes:
@@ -82,7 +82,7 @@ class BaseNovelSampler(BankSampler):
         return draw
 
     def _base_classes(self, tasks: Episodes, split: str) -> Tensor:
-        """Return the indices of each task's base classes among the training classes, in increasing order."""
+        """Return the base classes of each task in increasing order, as indices among the training classes."""
         if split != "train":
             return torch.arange(self.num_base_classes).expand(BLOCK, -1)
         assert tasks.classes is not None
@@ -91,9 +91,9 @@ class BaseNovelSampler(BankSampler):
         return (~novel).nonzero()[:, 1].view(BLOCK, -1)
 
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
-        """Draw one image for each of Q queries in T tasks, given their base classes [T, Q].
+        """Draw one image for each of Q queries in T tasks, given the base class of each query [T, Q].
 
-        Returns the row numbers [T, Q] of the images in the bank, i.e. the data set.
+        Returns the row numbers [T, Q] of the images in the bank (data set).
         """
         if split != "train":
             holdout = self.holdout[split]
@@ -107,8 +107,8 @@ class BaseNovelSampler(BankSampler):
 def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
     """Draw a random position (input number) within the class of each query.
 
-    The queries of one class in a task get the first entries of one random order of the positions 0, ..., size - 1 of
-    the class. Positions are thus drawn without replacement, unless a class has more queries than positions.
+    Positions 0, ..., size - 1 of a class are put in a random order. The queries of this class in the task get the first
+    positions. If a class has more queries than positions, positions are repeated.
 
     Args:
         groups: [T, Q], the class of each of Q queries in T tasks.

@@ -1,7 +1,9 @@
 """Domain adaptation: labelled source domains for training, and an unlabelled target domain with the same classes.
 
-A task is a minibatch of one domain. It has no support set; the minibatch is the query set. This is the unsupervised
-multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients".
+A task is a minibatch of one domain. The minibatch is the query set, and there is no support set.
+
+Source: unsupervised multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with
+Synthetic Gradients".
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], 
 class DomainBank(Bank):
     """Data set (bank) of several domains that share `num_shared` classes.
 
-    auxiliary["turned"] [M, 3, *X], if present, has the features of each of the M images after rotation by 90, 180 and
-    270 degrees; *X is the shape of the features of one image.
+    auxiliary["turned"] [M, 3, *X] is optional. It holds the features of the M images after rotation by 90, 180 and
+    270 degrees, where *X is the shape of the features of one image.
 
     Args:
         train_shift: largest random shift of the features of a training task (perturbed.with_shift); 0: no shift.
@@ -95,10 +97,10 @@ def domain_bank(
 class DomainSampler:
     """Sampler of tasks that are minibatches: task.way * task.query images of any class from one domain of the split.
 
-    All domains have the same classes. In a batch of T tasks with Q queries, auxiliary["turned"] [T, Q, 3, *X] has the
-    queries rotated by 90, 180 and 270 degrees: their features if the bank (data set) holds features, otherwise their
-    images. *X is the shape of one query. The features of training tasks are shifted at random by up to
-    `bank.train_shift`.
+    All domains have the same classes. The features of training tasks are shifted at random by up to `bank.train_shift`.
+
+    In a batch of T tasks with Q queries of shape *X, auxiliary["turned"] [T, Q, 3, *X] has the queries rotated by 90,
+    180 and 270 degrees. The entries are features if the bank (data set) holds features, otherwise images.
     """
 
     num_targets = 0  # labels are classes
@@ -126,8 +128,8 @@ class DomainSampler:
         size, largest = shape.way * shape.query, int(sizes.max())
         if size > (smallest := int(sizes.min())):
             raise UsageError(
-                f"expected minibatches (task.way * task.query) of at most {smallest} images, the smallest domain of "
-                f"the {split} split, got {size}; lower task.query"
+                f"expected task.way * task.query <= {smallest}, the number of images in the smallest domain of the "
+                f"{split} split, got {size}; lower task.query"
             )
 
         def draw(generator: Generator) -> Episodes:
@@ -143,12 +145,12 @@ class DomainSampler:
             raise UsageError(f"expected a split among {', '.join(SPLITS)}, got '{split}'")
         if shape.way != self.bank.num_shared or shape.shot or shape.query < 1:
             raise UsageError(
-                f"expected task.way={self.bank.num_shared}, the number of classes of every domain, task.shot=0 and "
-                f"task.query >= 1, got {shape}; change task.*"
+                f"expected task.shot=0, task.query >= 1 and task.way={self.bank.num_shared} (the number of classes of "
+                f"every domain), got {shape}; change task.*"
             )
         if shape.query_counts or shape.query_concentration:
             raise UsageError(
-                "expected neither task.query_counts nor task.query_concentration for domain adaptation, got "
+                "expected no task.query_counts and no task.query_concentration for domain adaptation, got "
                 f"query_counts={shape.query_counts} and query_concentration={shape.query_concentration}; remove both"
             )
 

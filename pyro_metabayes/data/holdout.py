@@ -12,13 +12,16 @@ from pyro_metabayes.errors import UsageError
 
 
 def held_out_rows(bank: Bank, per_class: int) -> Tensor:
-    """Return row numbers [B, per_class] of random inputs of each of the B training classes; the same in every run."""
+    """Return the row numbers [B, per_class] of the held-out inputs of the B training classes.
+
+    The inputs are drawn at random, with the same result in every run.
+    """
     classes = bank.splits["train"]
     sizes = bank.class_sizes[classes]
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
-            "expected different images in each class for pretrain.holdout_per_class, got pairs of renderings of one "
-            "image, of which only one might be held out; use other data, such as data=cifar_fs"
+            "expected only different images for pretrain.holdout_per_class, got data with pairs of renderings of one "
+            "image; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(
@@ -31,7 +34,7 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
 
 
 def halves(rows: Tensor) -> dict[str, Tensor]:
-    """Divide held-out row numbers [B, n], n per class, into one half for validation and one for test."""
+    """Divide the held-out row numbers [B, n] of B classes into one half for validation and one half for the test."""
     middle = rows.shape[1] // 2
     return {"val": rows[:, :middle], "test": rows[:, middle:]}
 

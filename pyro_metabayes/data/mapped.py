@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class StoredRows(Protocol):
-    """M inputs of shape *X that are read row by row on the CPU, with the tensor methods that samplers use."""
+    """M inputs of shape *X, read row by row on the CPU, with the tensor methods that samplers use."""
 
     device: torch.device
 
@@ -45,15 +45,15 @@ class StoredRows(Protocol):
 
 
 class MappedRows:
-    """M vectors of D features [M, D] in a memory-mapped array, of which only the requested rows are read.
+    """M vectors of D features [M, D] in a memory-mapped array. Only the requested rows are read.
 
-    The class has the methods of a tensor that samplers use. The rows stay on the CPU, whatever the device of the run.
+    The class has the tensor methods that samplers use. The rows stay on the CPU, whatever the device of the run.
 
     Args:
         array: the memory-mapped array [M, D].
-        read: function that prepares rows for use, for example scales them. Its arguments are n rows [n, D] of the file
-            and their row numbers [n].
-        change: function that is applied to the rows as a tensor, after `read`; None: no change.
+        read: function that prepares rows for use, for example scales them. The arguments are n rows [n, D] of the file
+            and the row numbers [n].
+        change: function that is applied to the tensor of rows after `read`; None: no change.
         order: [M], the row number in the file of each row; None: the order of the file.
     """
 
@@ -81,13 +81,13 @@ class MappedRows:
         return self
 
     def in_order(self, order: np.ndarray) -> MappedRows:
-        """Return the same rows in another order. An order other than the file's needs 8 bytes of memory per row."""
+        """Return the same rows in another order, which needs 8 bytes of memory per row."""
         if (order == np.arange(len(order))).all():
             return self
         return MappedRows(self.array, self.read, self.change, order)
 
     def with_change(self, change: Change) -> MappedRows:
-        """Return the same rows, to which `change` is applied whenever they are read."""
+        """Return the same rows with a function `change` that is applied to them after reading."""
         return MappedRows(self.array, self.read, change, self.order)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class MappedRows:
             yield self.index_select(0, torch.arange(start, min(start + size, len(self))))
 
     def check(self) -> None:
-        """Read every row once, so that errors in the file appear now and not in some task."""
+        """Read every row once, so that errors in the file are found before training."""
         self._advise("MADV_SEQUENTIAL")
         each = max(1, PIECE // self.array.strides[0])
         for start in counted(range(0, len(self), each), "check rows", "pieces"):

@@ -40,21 +40,21 @@ class Pairs:
         valid = partner.dtype.kind in "iu" and bool(((partner >= 0) & (partner < len(rows))).all())
         if not valid or (partner[partner] != rows).any() or (labels[partner] != labels).any():
             raise UsageError(
-                f"expected row numbers in 'partner' of {path} that pair rows of one class, got other values; give each "
-                "row of a pair the number of the other row, and each row without a partner its own number"
+                f"expected row numbers in 'partner' of {path} that pair rows of one class, got other values; write the "
+                "number of the other row of the pair, or the row's own number if there is no pair"
             )
         order = labels.argsort(kind="stable")
         return cls(torch.from_numpy(order.argsort()[partner[order]]))
 
     @property
     def single(self) -> Tensor:
-        """For each of the M rows, whether it has no partner: booleans [M]."""
+        """Booleans [M], true for each of the M rows that has no partner."""
         return self.partner == torch.arange(len(self.partner))
 
     def refuse_split(self, starts: Tensor, sizes: Tensor, shot: int, number: int) -> None:
         """Raise a UsageError if a task would have to split a pair between support and query set.
 
-        This happens if the number of shots is odd, a task needs all inputs of a class, and all of them are in pairs.
+        A pair must be split if `shot` is odd, a task needs all inputs of a class, and all these inputs are in pairs.
 
         Args:
             starts: [C], first row of each class.
@@ -68,14 +68,14 @@ class Pairs:
         singles = before[starts + sizes] - before[starts]
         if ((sizes <= number) & (singles == 0)).any():
             raise UsageError(
-                f"expected an even task.shot, since a task needs all inputs of a class and all of these inputs are in "
-                f"pairs, got {shot}; change task.shot or lower task.query"
+                f"expected an even task.shot, got {shot}; change task.shot or lower task.query (a task needs all "
+                "inputs of a class, and all these inputs are in pairs)"
             )
 
     def positions(
         self, starts: Tensor, sizes: Tensor, shot: int, number: int, largest: int, generator: Generator
     ) -> Tensor:
-        """Draw positions [B, C, number] in C classes of B tasks, the first `shot` for the support set.
+        """Draw positions [B, C, number] in C classes of B tasks; the first `shot` are for the support set.
 
         No pair is split between support and query set.
 

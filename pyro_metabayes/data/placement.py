@@ -13,9 +13,9 @@ SHARE = 0.5  # a bank may use this share of the free memory of a device; the res
 
 
 def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
-    """Return the bank, i.e. the data set, with its inputs on the device, or on the CPU.
+    """Return the bank (data set) with its inputs on the device or on the CPU.
 
-    From the CPU, the tasks of each step are copied to the device.
+    If the inputs are on the CPU, the tasks of each step are copied to the device.
 
     Args:
         bank: any bank; inputs that stay in a file are not moved.
@@ -24,7 +24,7 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
             "auto": on the device if the bank needs at most half of the free memory there.
 
     Raises:
-        UsageError: `place` is none of these three, or it is "accelerator" although the device is the CPU.
+        UsageError: `place` has another value, or `place` is "accelerator" although the device is the CPU.
     """
     check_choice("data.device", place, PLACES)
     if place == "accelerator" and device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The inputs from which the tasks of a split are drawn: those of the bank (data set), perhaps with augmented copies."""
+"""The inputs from which the tasks of a split are drawn, with or without augmented copies."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Pool:
     A view is an augmented copy of the N training inputs. Validation and test tasks use no views.
 
     Args:
-        inputs: all inputs of the bank, i.e. the data set. With V views: the N training inputs and then each view, in
-            one tensor [(V + 1) N, *X], where *X is the shape of one input.
+        inputs: without views, all inputs of the bank (data set). With V views: the N training inputs and then each
+            view, in one tensor [(V + 1) N, *X], where *X is the shape of one input.
         rows: with views, the row numbers [N] of the training inputs in the bank, in increasing order; else None.
     """
 
@@ -28,7 +28,7 @@ class Pool:
 
     @classmethod
     def of(cls, bank: Bank, split: str) -> Pool:
-        """Return the pool of a split; only the pool of the training split contains augmented views of its inputs."""
+        """Return the pool of a split. Only the pool of the training split contains views."""
         if bank.views is None or split != "train":
             return cls(bank.inputs)
         rows = bank.rows("train")
@@ -42,7 +42,7 @@ class Pool:
     def places(self, rows: Tensor, generator: Generator) -> Tensor:
         """Convert row numbers of the bank (data set) to positions in the pool.
 
-        If the pool has augmented copies of the inputs, each position is that of the input or of a random copy.
+        If the pool has views, a row number becomes the position of the input or of a random copy of the input.
         """
         if self.rows is None:
             return rows

@@ -14,13 +14,13 @@ MOST_KEYS = 2**21
 def random_positions(sizes: Tensor, number: int, largest: int, generator: Generator) -> Tensor:
     """Draw positions [B, C, number] in C classes of B tasks, without replacement and in random order.
 
-    For a class with fewer than `number` inputs, all its positions come first; the positions after them are invalid and
-    must not be used.
+    For a class with fewer than `number` inputs, all positions of the class come first. The entries after them are
+    invalid and must not be used.
 
     Args:
         sizes: [B, C], number of inputs of each class.
         number: number of positions per class.
-        largest: number of inputs of the largest class of the data set, which fixes how many random numbers are used.
+        largest: number of inputs of the largest class of the data set. It fixes how many random numbers are drawn.
         generator: random generator.
     """
     if sizes.numel() * largest > MOST_KEYS:
@@ -34,9 +34,9 @@ def random_positions(sizes: Tensor, number: int, largest: int, generator: Genera
 def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
     """Draw positions like `random_positions`, at a cost that does not depend on the sizes of the classes.
 
-    For j = size - number, ..., size - 1: draw a position from 0, ..., j, and use j instead if that position was drawn
-    before. All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but not all orders.
-    Therefore a random order is drawn at the end.
+    For j = size - number, ..., size - 1: draw a position from 0, ..., j. If this position was drawn before, use j.
+    All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"). At the end the positions are
+    shuffled, since the order of these draws is not uniform.
 
     The arguments and the result are those of `random_positions`.
     """
@@ -52,7 +52,7 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
 
 
 def _places_of_largest(keys: Tensor, number: int) -> Tensor:
-    """Return keys.topk(number).indices for keys without ties; numpy's partition takes half the time of topk."""
+    """Return keys.topk(number).indices for keys without ties, in half the time of topk."""
     values = keys.numpy()
     if number == values.shape[-1]:
         return keys.argsort(-1, descending=True)

@@ -25,8 +25,8 @@ class RowsOfTasks:
 
     Args:
         pool: the inputs of the split.
-        rows: T tasks with S support points and Q queries, in which support_x [T, S] and query_x [T, Q] are positions in
-            the pool.
+        rows: T tasks with S support points and Q queries. Here support_x [T, S] and query_x [T, Q] are positions in the
+            pool, not inputs.
         device: device of the requested tasks.
     """
 
@@ -73,7 +73,7 @@ class BankSampler:
     def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
         """Return a function that draws a block of tasks from a generator.
 
-        The drawn tasks have positions in a pool of inputs, and look up their inputs when these are requested.
+        The block stores positions in the pool of inputs. Inputs are looked up when tasks are requested.
         """
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
@@ -97,7 +97,7 @@ class BankSampler:
         return draw
 
     def _classes(self, split: str, shape: TaskShape) -> Tensor:
-        """Return the class ids of the split, after a check that it has enough classes and inputs for the task shape."""
+        """Return the class ids of the split; too few classes or inputs for the task shape raise a UsageError."""
         shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way + shape.unknown:
@@ -126,7 +126,7 @@ class BankSampler:
     def _positions(self, starts: Tensor, sizes: Tensor, shot: int, number: int, generator: Generator) -> Tensor:
         """Draw positions [B, C, number] in the C classes of B tasks, without replacement.
 
-        A class with fewer inputs than `number` gets invalid positions at the end, which must not be used.
+        For a class with fewer than `number` inputs, the last positions are invalid and must not be used.
         """
         largest = int(self.bank.class_sizes.max())
         if self.bank.pairs:
@@ -135,10 +135,10 @@ class BankSampler:
 
     @staticmethod
     def _tasks(places: Tensor, classes: Tensor, shape: TaskShape, labels: Tensor, number: Tensor) -> Episodes:
-        """Return B tasks, sorted by class, with positions in the pool of inputs in place of inputs.
+        """Return B tasks, sorted by class, that have positions in the pool in place of inputs.
 
         Args:
-            places: [B, C, N], the positions in the pool of N inputs for each of C classes, support points first.
+            places: [B, C, N], positions in the pool of N inputs of each of C classes, support points first.
             classes: [B, C], class ids.
             shape: the shape of the tasks.
             labels: [B, Q], class of each of Q queries.
@@ -155,7 +155,7 @@ class BankSampler:
 
 
 def with_unknown(tasks: Episodes, inputs: Tensor) -> Episodes:
-    """Add queries of unknown classes, i.e. of classes without support points, to tasks.
+    """Add queries of unknown classes to tasks. An unknown class has no support points.
 
     Args:
         tasks: T tasks without unknown classes.

@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Block(Protocol):
-    """Block of tasks that are drawn together: Episodes, or an object that constructs the requested tasks."""
+    """Block of tasks drawn together: Episodes, or an object that constructs the requested tasks."""
 
     def tasks(self, index: slice) -> Episodes: ...
 
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class DrawsBlocks(Protocol):
-    """Source of tasks that determines how many tasks are drawn together, i.e. form a block."""
+    """Source of tasks that determines the size of a block, i.e. how many tasks are drawn together."""
 
     def block(self, split: str) -> int:
         """Return the number of tasks that are drawn together."""
@@ -52,21 +52,21 @@ class DrawsBlocks(Protocol):
 
 @runtime_checkable
 class HasRandomShapes(Protocol):
-    """Source whose blocks of training tasks (the tasks that are drawn together) differ in way, shots or queries."""
+    """Source whose training tasks differ in way, shots or queries between blocks (tasks drawn together)."""
 
     random_shapes: bool
 
 
 @runtime_checkable
 class HasContext(Protocol):
-    """Source of tasks that provides counts, by name, for constructor arguments of models and guides."""
+    """Source of tasks that provides counts such as {"num_levels": 5} to the constructors of models and guides."""
 
     @property
     def context(self) -> Mapping[str, int]: ...
 
 
 def context_of(source: Source) -> dict[str, int]:
-    """Return the counts that a source of tasks provides for the parts of a learner, by name; {} for most sources."""
+    """Return the counts that a source provides to constructors of models and guides, by name; {} for most sources."""
     return dict(source.context) if isinstance(source, HasContext) else {}
 
 
@@ -75,7 +75,7 @@ class KnownTruth(Protocol):
     """Simulator of tasks whose exact posterior over the latent is known."""
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """Return the true posterior p(w | observed) of the latent w: batch [T] (tasks), event [*W] (shape of w)."""
+        """Return the true posterior p(w | observed) of the latent w of shape *W in T tasks: batch [T], event [*W]."""
         ...
 
 
@@ -89,7 +89,7 @@ def check_regression(split: str, shape: TaskShape) -> None:
         )
     if shape.query_counts or shape.query_concentration:
         raise UsageError(
-            "expected neither task.query_counts nor task.query_concentration if labels are numbers, got "
+            "expected no task.query_counts and no task.query_concentration if labels are numbers, got "
             f"query_counts={shape.query_counts} and query_concentration={shape.query_concentration}; remove both"
         )
 
@@ -114,7 +114,7 @@ class TaskStream:
     Args:
         draw: draws a block of tasks from a generator.
         seed: seed of the tasks.
-        split: the split of the tasks, on which their random numbers depend.
+        split: the split of the tasks. Different splits have different random numbers.
         num_tasks: number of different tasks; None or 0: endless.
         block: number of tasks per call of `draw`.
         one_shape: whether all blocks have tasks of one shape.

@@ -20,19 +20,19 @@ BLOCK = 64  # tasks drawn together (data=groups: all groups); no setting, since 
 class TaskShape:
     """Shape of a task: `way` classes with `shot` support points and `query` query points each.
 
-    In a task of domain adaptation, shot is 0 and the queries are way * query points of any class.
+    In domain adaptation, shot is 0, and a task has way * query queries of any class.
 
     Args:
         way: number of classes; 1 in a regression.
         shot: number of support points per class.
         query: number of query points per class.
-        query_counts: one number of query points per class, in place of `query`, in a new random order in every task;
-            query_concentration and query_balanced are then ignored.
-        query_concentration: a > 0: numbers of queries per class are drawn from Multinomial(way * query, Dirichlet(a,
-            ..., a)), limited by the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2). 0: balanced.
-        query_balanced: fraction of the tasks that are balanced although query_concentration is set.
-        feature_noise: length of the noise added to each feature vector, relative to the vector's length (perturbed.py).
-        unknown: number of classes without support points in evaluation tasks, with `query` unlabelled queries each.
+        query_counts: numbers of query points of the `way` classes, in place of `query`. Every task has a new random
+            order of these numbers. query_concentration and query_balanced are then ignored.
+        query_concentration: 0: balanced. a > 0: draws the numbers of queries from Multinomial(way * query, Dirichlet(a,
+            ..., a)), limited by the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2).
+        query_balanced: fraction of tasks that stay balanced if query_concentration is set.
+        feature_noise: length of the noise added to a feature vector, relative to the vector (perturbed.py).
+        unknown: number of further classes in evaluation tasks, each with `query` unlabelled queries and no support.
     """
 
     way: int = 5
@@ -97,8 +97,8 @@ class TaskShape:
     def refuse_small_classes(self, sizes: Tensor, names: Sequence[str], split: str) -> None:
         """Check that every class has enough inputs for a task, else raise a UsageError.
 
-        With query_concentration only the total number of queries is fixed. Then any `way` classes must together have
-        this many inputs besides the support points.
+        With query_concentration, any `way` classes must together have inputs for the support points and for way * query
+        queries.
 
         Args:
             sizes: [G], number of inputs of each class.
@@ -137,7 +137,7 @@ class TaskShape:
         return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
 
     def _query_counts(self, generator: Generator, room: Tensor | None) -> Tensor:
-        """Draw the number of queries per class, [BLOCK, way] for BLOCK tasks, with the same sum in all tasks."""
+        """Draw the number of queries per class, [BLOCK, way] for BLOCK tasks. All tasks have the same sum."""
         if self.query_counts:
             # In random order; otherwise the label of a class would reveal its number of queries.
             order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
@@ -163,9 +163,9 @@ class TaskShape:
 def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tensor) -> Tensor:
     """Draw counts n_1, ..., n_C from Multinomial(N, Dirichlet(a, ..., a)), given that n_c <= room_c for every class c.
 
-    p(n) is proportional to prod_c w(n_c) with w(n) = Gamma(n + a) / n!. Let Z_c(m) be the sum of prod_{j >= c} w(n_j)
-    over all counts n_c, ..., n_C with sum m; Z_c is computed from Z_{c+1}. The counts are drawn class by class: if m
-    queries remain for classes c, ..., C, then p(n_c = n) = w(n) Z_{c+1}(m - n) / Z_c(m).
+    The counts are drawn class by class. If m queries remain for the classes c, ..., C,
+        p(n_c = n) = w(n) Z_{c+1}(m - n) / Z_c(m),    w(n) = Gamma(n + a) / n!,
+    where Z_c(m) is the sum of prod_{j >= c} w(n_j) over all counts n_c, ..., n_C with sum m. Z_c follows from Z_{c+1}.
 
     Args:
         total: N, the sum of the counts.

@@ -1,1 +1,1 @@
-"""Use of trained learners: tasks whose support set is encoded once, and exported programs without this package."""
+"""Use of trained learners: tasks with a support set encoded once, and programs that run without this package."""

@@ -21,8 +21,8 @@ def classes_of(y: Any, num_points: int) -> tuple[np.ndarray, np.ndarray]:
         The C class names, sorted, and the class [S] of each support point as a number from 0 to C - 1.
 
     Raises:
-        UsageError: there is not one name per support point, names are missing or are numbers with fractions, or there
-            are fewer than two classes.
+        UsageError: there is not one name per support point, a name is missing or a number with fraction, or there are
+            fewer than two classes.
     """
     names = np.asarray(readable_labels("support_y", y))
     if names.shape != (num_points,):
@@ -33,7 +33,7 @@ def classes_of(y: Any, num_points: int) -> tuple[np.ndarray, np.ndarray]:
     if names.dtype.kind == "c" or (names.dtype.kind == "f" and not (names == np.floor(names)).all()):
         raise UsageError(
             f"expected class names in support_y, such as text or integers, got numbers with fractions or NaN "
-            f"({names.dtype}); remove rows without a label"
+            f"({names.dtype}); pass names, and remove rows without a label"
         )
     try:
         classes, numbers = np.unique(names, return_inverse=True)

@@ -24,7 +24,7 @@ from pyro_metabayes.storage.paths import user_path
 
 
 class Deployable(Predicts):
-    """A learner that makes tasks with a support set encoded once (`task`), and exports programs (`export`)."""
+    """A learner with the methods `task`, which encodes a support set once, and `export`, which writes a program."""
 
     @torch.no_grad()
     def task(self, support_x: Array, support_y: Any, num_samples: int = 100, seed: int = 0) -> ClassTask | NumberTask:
@@ -34,17 +34,17 @@ class Deployable(Predicts):
             task.predict(query_x)        # names
             task.predict_proba(query_x)  # [Q, C], columns in the order of task.classes
 
-        With an inductive guide the posterior is computed once, by this call. With a transductive guide the posterior
-        depends on the queries, so each prediction computes it from its own queries; the features of the support set are
-        computed once unless they depend on the queries too. Predictions equal those of `predict` with the same seed.
-        After further training of the learner, make a new task.
+        With an inductive guide, this call computes the posterior. With a transductive guide, every prediction computes
+        the posterior anew from the queries of the call.
+
+        Predictions equal those of `predict` with the same seed. Make a new task after further training.
 
         Args:
             support_x: inputs of S support points [S, *X], as in `predict`.
-            support_y: [S] class names, text or integers, of at least two classes. In a regression [S] or [S, Y]: one or
-                Y numbers per point.
+            support_y: class names [S], text or integers, of at least two classes. In a regression: numbers [S], or
+                [S, Y] for Y numbers per point.
             num_samples: number of draws of the task weights w; unused if predictions have a closed form.
-            seed: seed of these draws.
+            seed: seed of the draws.
 
         Returns:
             A ClassTask, or a NumberTask if labels are numbers.
@@ -61,8 +61,8 @@ class Deployable(Predicts):
             )
         if isinstance(self.model, HasBaseClasses):
             raise UsageError(
-                "expected a learner that predicts only the classes of the support set, got one for learning without "
-                "forgetting, which also predicts base classes; use MetaLearner.predict"
+                "expected a learner that predicts only the classes of the support set, got a learner that also "
+                "predicts base classes; use MetaLearner.predict"
             )
         classes, places = classes_of(support_y, tensor_of("support_x", support_x).shape[:1].numel())
         support = SupportSet(support_x, places, *settings)
@@ -81,17 +81,19 @@ class Deployable(Predicts):
             learner.export("few_shot.pt2", num_classes=5)
             probabilities, spread = torch.export.load("few_shot.pt2").module()(support_x, support_y, query_x)
 
-        For S support points and Q queries the program takes support_x [S, *X] and query_x [Q, *X] in the dtype of the
-        learner, and support_y, int64 classes 0 to C - 1 [S] or Y numbers per point [S, Y]. It returns the fields of the
-        prediction. It does not check its inputs as `predict` does; probabilities are NaN unless each class has a
-        support point. The number of classes C, the input shape *X and the random draws are fixed by the export; the
-        draws are those of `predict` with the same seed. With a transductive guide the predictions depend on the whole
-        query set.
+        Inputs of the program, for S support points and Q queries:
+            support_x [S, *X] and query_x [Q, *X], in the dtype of the learner,
+            support_y: int64 classes 0 to C - 1 [S], or Y numbers per point [S, Y].
+        The outputs are the fields of the prediction. The program does not check inputs. Probabilities are NaN if a
+        class has no support point. With a transductive guide, predictions depend on the whole query set.
+
+        The export fixes the number of classes C, the input shape *X and the random draws. The draws are those of
+        `predict` with the same seed.
 
         Args:
             path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').
-            num_classes: C; None: the number of classes of the guide, if it serves only one, or 0 in a regression.
-            input_shape: *X; None: the input shape of the learner, unless the learner takes inputs of any size.
+            num_classes: C. None: 0 in a regression, else the number of classes of a guide that fixes this number.
+            input_shape: *X. None: the input shape of the learner, which must not have axes of any size.
             num_samples: number of draws of the task weights w; unused if predictions have a closed form.
             seed: seed of the draws.
 
@@ -99,7 +101,7 @@ class Deployable(Predicts):
             The exported program, which is also in the file.
 
         Raises:
-            UsageError: torch cannot trace the learner, or ONNX lacks an operator; no file is written.
+            UsageError: torch cannot trace the learner, or ONNX lacks an operator. No file is then written.
         """
         check_num_samples(num_samples)
         check_seed(seed)
@@ -119,7 +121,7 @@ class Deployable(Predicts):
         classes = self.guide.num_classes if chosen is None else chosen
         if type(classes) is not int or classes < 2:
             raise UsageError(
-                "expected num_classes, the number of classes of the exported program, to be an integer >= 2, got "
-                f"{chosen!r}; pass, for example, num_classes=5"
+                f"expected num_classes to be an integer >= 2, got {chosen!r}; pass the number of classes of the "
+                "exported program, for example num_classes=5"
             )
         return classes

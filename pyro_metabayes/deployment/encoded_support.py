@@ -28,7 +28,7 @@ class Posterior:
         q: approximate posterior, batch [1], event [*W], where *W is the shape of the task weights w.
         num_samples: number of draws of w.
         seed: seed of the draws.
-        states: generator states, by device, after q was computed; the draws of w start from these states.
+        states: generator states after q was computed, by device. The draws of w start from these states.
     """
 
     model: Model
@@ -46,7 +46,7 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The approximate posterior of a task and the features of Q queries, from which predictions follow.
+    """What predictions need: the approximate posterior of a task, and the features of Q queries.
 
     Attributes:
         posterior: the approximate posterior over w.
@@ -60,18 +60,15 @@ class Answer:
 
     @property
     def data(self) -> Observed:
-        """The task with queries `query_x`, constructed on access, since its checks take as long as a prediction."""
+        """The task with the queries `query_x`. It is constructed on access, since the checks take time."""
         return with_queries(self.support, self.query_x)
 
 
 class EncodedSupport:
-    """The support set of one task, for which as much as possible is computed once, in the constructor.
+    """The support set of one task. The constructor checks it, and computes what does not depend on the queries:
 
-    What is computed once depends on the learner:
-
-    * inductive guide, and features that do not depend on the queries: features of the support set, and the posterior;
-    * transductive guide, and features that do not depend on the queries: features of the support set;
-    * features that depend on all points of the task, support and queries: only checks of the support set.
+    * the features of the support set, if features do not depend on the queries;
+    * also the posterior, if in addition the guide is inductive.
 
     Args:
         learner: the learner.
@@ -96,16 +93,16 @@ class EncodedSupport:
 
     @property
     def depends_on_queries(self) -> bool:
-        """Whether the posterior depends on the queries, so that it is computed for each query set."""
+        """Whether the posterior depends on the queries and must be computed for each query set."""
         return self._once is None
 
     def fix_weights(self) -> None:
-        """Draw w and compute what depends on w alone; do nothing if the posterior depends on the queries."""
+        """Draw w, and compute what depends on w only. Do nothing if the posterior depends on the queries."""
         if self._once is not None:
             _ = self._once.draws[0].outputs
 
     def at(self, queries: Tensor) -> Answer:
-        """Return the approximate posterior, computed now if it depends on the queries, and the features of the queries.
+        """Return the approximate posterior and the features of the queries.
 
         Args:
             queries: query inputs [Q, *X], from `support.queries`.

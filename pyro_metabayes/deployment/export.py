@@ -65,7 +65,7 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise a UsageError if a path ends neither in .pt2 nor in .onnx, or if ONNX is needed but not installed."""
+    """Raise a UsageError if a path does not end in .pt2 or .onnx, or if ONNX is needed but not installed."""
     if path.suffix not in (".pt2", ".onnx"):
         raise UsageError(f"expected a file NAME.pt2 (torch.export) or NAME.onnx, got '{path}'; choose one of these")
     if path.suffix == ".onnx":
@@ -88,14 +88,14 @@ def check_input_shape(shape: Sequence[int | None], given: Any) -> Sequence[int]:
     sizes = [size for size in chosen if type(size) is int and size > 0]
     if len(sizes) < len(chosen) or not fits(sizes, shape):
         raise UsageError(
-            f"expected input_shape to be sizes that this learner takes, {words_of_shape(shape)}, got "
+            f"expected an input_shape that this learner takes, {words_of_shape(shape)}, got "
             f"{'none' if given is None else chosen}; pass, for example, input_shape={[size or 256 for size in shape]}"
         )
     return sizes
 
 
 def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], shot: int, queries: int) -> Points:
-    """Generate a random task; inputs are between 0 and 1, like the pixels of images."""
+    """Generate a random task with inputs between 0 and 1, like pixels of images."""
     like, generator = next(learner.parameters()), torch.Generator().manual_seed(0)
 
     def inputs(number: int, *shape: int) -> Tensor:
@@ -108,13 +108,13 @@ def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], sho
 
 
 def _check(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise a UsageError if the outputs of program and learner differ on a task of another size than the traced one."""
+    """Raise a UsageError if program and learner predict differently for a task of another size than the traced task."""
     close = CLOSE.get(expected[0].dtype, 1e-4)
     for value, other in zip(got, expected, strict=True):
         if not torch.allclose(value, other, rtol=close, atol=close, equal_nan=True):
             difference = (value - other).abs().max().item()
             raise UsageError(
-                f"expected the exported program to predict as the learner does, got a difference of {difference:.2g} "
+                f"expected the exported program to predict like the learner, got a difference of {difference:.2g} "
                 "on a task of another size; use MetaLearner.task"
             )
 

@@ -1,4 +1,4 @@
-"""Recording of the random numbers that a computation draws, and their reuse when it runs again."""
+"""Recording of the random numbers of a computation, and reuse of the records when the computation runs again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pyro_metabayes.handlers.own_generators import OwnGenerators
 class RecordedNoise(TorchFunctionMode):
     """Torch mode that draws random numbers from its own generators and records them.
 
-    It is used as `with draws_by(RecordedNoise(seed))` (seeding.py), and gives the numbers that `noise_of(seed)` gives.
+    Usage: `with draws_by(RecordedNoise(seed))` (seeding.py). The numbers are the same as in `noise_of(seed)`.
 
     Attributes:
         draws: the recorded tensors, in the order of the draws.
-        functions: the functions of torch that drew them.
+        functions: the torch function of each draw.
     """
 
     def __init__(self, seed: int) -> None:
@@ -47,11 +47,11 @@ class RecordedNoise(TorchFunctionMode):
 
 
 class RepeatedNoise(TorchFunctionMode):
-    """Torch mode that returns recorded draws instead of new draws. It calls no generator, so torch.export can trace it.
+    """Torch mode that returns recorded draws instead of new draws, so that torch.export can trace a program.
 
     Args:
         draws: the recorded tensors, `RecordedNoise.draws`.
-        functions: the functions of torch that drew them, `RecordedNoise.functions`.
+        functions: the torch function of each draw, `RecordedNoise.functions`.
     """
 
     def __init__(self, draws: Sequence[Tensor], functions: set[Any]) -> None:
@@ -65,7 +65,7 @@ class RepeatedNoise(TorchFunctionMode):
         return {}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Do nothing: RecordedNoise recorded the draws after a restored state too, in the order of the draws."""
+        """Do nothing, since the record has the draws after a restored state in the same order."""
 
 
 def _equal(states: Mapping[torch.device, Tensor], others: Mapping[torch.device, Tensor]) -> bool:

@@ -33,7 +33,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         step = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", f"{error} {error.__cause__}")
         reason = f"one that needs {step[1]}" if step else f"the error {type(error).__name__}"
         raise UsageError(
-            f"expected a program whose operators ONNX has, got {reason}; export to a file NAME.pt2"
+            f"expected a program with operators of ONNX, got {reason}; export to a file NAME.pt2"
         ) from error
     assert converted is not None
     return converted.model_proto.SerializeToString()

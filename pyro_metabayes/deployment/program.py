@@ -24,9 +24,9 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 class Program(nn.Module):
     """Module that maps S support points and Q queries of a task to the prediction for the queries.
 
-    The inputs are support_x [S, *X] and query_x [Q, *X], with inputs of shape *X, and support_y: classes [S], or Y
-    numbers per point [S, Y]. The prediction is a tuple of the fields of `MetaLearner.predict`, without gradient. The
-    random numbers are fixed.
+    The inputs are support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input. The labels
+    support_y are classes [S], or Y numbers per point [S, Y]. The prediction is a tuple of the fields of
+    `MetaLearner.predict`, without gradient. The random numbers are fixed.
 
     Args:
         learner: the learner.
@@ -51,7 +51,7 @@ class Program(nn.Module):
 
 
 def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int, num_samples: int, seed: int) -> Any:
-    """Record the random numbers of a prediction, whose shapes must not depend on the number of points of a task.
+    """Record the random numbers of a prediction. Their shapes must not depend on the number of points of a task.
 
     Args:
         learner: the learner.
@@ -71,8 +71,8 @@ def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int
     shapes = [[draw.shape for draw in noise.draws] for noise in recorded]
     if any(shape != shapes[0] for shape in shapes):
         raise UsageError(
-            "expected, for an export, a learner that draws equally many random numbers for any number of points, got "
-            "one that draws some for each point; use MetaLearner.task"
+            "expected a learner that draws equally many random numbers for any number of points, got draws for each "
+            "point; use MetaLearner.task instead of an export"
         )
     return recorded[0]
 
@@ -82,15 +82,15 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
     Args:
         learner: the learner.
-        points: support_x [S, *X] and query_x [Q, *X], with inputs of shape *X, and support_y: classes [S], or Y numbers
-            per point [S, Y]; in the order support_x, support_y, query_x.
+        points: support_x [S, *X], support_y and query_x [Q, *X], where *X is the shape of one input. The labels
+            support_y are classes [S], or Y numbers per point [S, Y].
         num_classes: number of classes C; 0 in a regression.
         num_samples: number of draws of w.
 
     Returns:
-        Class probabilities and their standard deviation over draws of w, each [Q, C]; in a regression mean, standard
-        deviation, lower and upper bound of the label, each [Q, Y]. Probabilities are NaN if a label is not one of
-        0, ..., C - 1, or a class has no support point.
+        In classification: class probabilities, and their standard deviation over draws of w, each [Q, C]. Both are NaN
+        if a label is out of range (0 to C - 1), or if a class has no support point.
+        In a regression: mean, standard deviation, lower and upper bound of the label, each [Q, Y].
     """
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
     known = support_y.clamp(0, num_classes - 1) if num_classes else support_y  # one_hot fails for other labels
@@ -107,6 +107,6 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
 
 def _has_every_class(y: Tensor, num_classes: int) -> Tensor:
-    """Return whether every label y is a class, 0 to C - 1, and every class has a point: a boolean scalar."""
+    """Return a boolean scalar: whether every label y is from 0 to C - 1, and every class has a point."""
     present = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)).any(1).all()
     return present & ((y >= 0) & (y < num_classes)).all()

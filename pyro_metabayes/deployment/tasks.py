@@ -24,14 +24,13 @@ LEVEL = 5  # stack level at which a warning points to the caller of a method bel
 
 
 class ClassTask:
-    """A classification task with an encoded support set, from `MetaLearner.task`, that predicts classes of queries.
+    """A classification task with an encoded support set that predicts classes of queries. See `MetaLearner.task`.
 
-    Methods take query inputs [Q, *X] as `MetaLearner.predict` does. They return numpy arrays, or tensors if the inputs
-    are tensors.
+    Methods take query inputs [Q, *X] like `MetaLearner.predict`. They return numpy arrays, or tensors if the inputs are
+    tensors.
 
-    If `depends_on_queries` is True, each call computes the posterior from its own queries, so predictions for a part of
-    the queries differ from those for all queries. Otherwise the posterior and the draws of the task weights w are
-    fixed, and predictions for a query do not depend on the other queries.
+    If `depends_on_queries` is True, each call computes the posterior from the queries of the call. Predictions for a
+    query then depend on the other queries. Otherwise the posterior and the draws of the task weights w are fixed.
 
     Attributes:
         classes: sorted names of the C classes; column c of the probabilities belongs to classes[c].
@@ -63,13 +62,13 @@ class ClassTask:
 
     @torch.no_grad()
     def predict_spread(self, query_x: Array) -> Any:
-        """Compute the sd [Q, C] of the class probabilities of Q queries, over draws of w; 0 for one draw."""
+        """Compute the sd over draws of w of the class probabilities of Q queries [Q, C]; 0 for one draw."""
         return returned_like(query_x, self._averaged(query_x, lambda logits: spread_of_samples(logits.softmax(-2))))
 
     def _averaged(self, query_x: Array, average: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `average` to the logits [L, C, Q] of L draws, C classes, Q queries; return the result as [Q, C].
+        """Apply `average` to the logits [L, C, Q] of L draws, C classes and Q queries, and return [Q, C].
 
-        A softmax over a middle axis of 5 classes is 14 times as fast as a softmax over a last axis of 5 classes.
+        The classes are a middle axis, since a softmax over a last axis of 5 classes takes 14 times as long.
         """
         answer = self._encoded.at(self._encoded.support.queries(query_x))
         if self.depends_on_queries:
@@ -78,7 +77,7 @@ class ClassTask:
 
 
 def _logits(model: Model, answer: Answer) -> Tensor:
-    """Compute log p(y = c | x, w_l) [L, C, Q] for L draws w_l, C classes and Q queries, up to a term without c."""
+    """Compute log p(y = c | x, w_l) [L, C, Q] for L draws w_l, C classes c and Q queries, up to a constant in c."""
     draws, states = answer.posterior.draws
     if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
         return draws.outputs(answer.query_x).squeeze(1).mT
@@ -87,9 +86,9 @@ def _logits(model: Model, answer: Answer) -> Tensor:
 
 
 class NumberTask:
-    """A regression task with an encoded support set, from `MetaLearner.task`, that predicts the numbers of queries.
+    """A regression task with an encoded support set that predicts the labels of queries. See `MetaLearner.task`.
 
-    If `depends_on_queries` is True, each call computes the posterior from its own queries.
+    If `depends_on_queries` is True, each call computes the posterior from the queries of the call.
     """
 
     def __init__(self, learner: Predicts, encoded: EncodedSupport) -> None:

@@ -1,1 +1,1 @@
-"""Pretrained learners that are part of the package (weights, checksums, model cards); see `MetaLearner.pretrained`."""
+"""Pretrained learners of the package: weights, checksums and model cards. See `MetaLearner.pretrained`."""

@@ -17,13 +17,13 @@ CHECKSUMS = {
 
 
 def pretrained_file(name: str) -> Path:
-    """Return the path of the file of a pretrained learner, after its checksum is verified.
+    """Verify the checksum of the file of a pretrained learner, and return the path of the file.
 
     Args:
         name: `transductive` or `inductive`.
 
     Raises:
-        UsageError: no pretrained learner has this name, or the checksum of the file is not the recorded one.
+        UsageError: no pretrained learner has this name, or the file has another checksum than recorded.
     """
     check_choice("the pretrained learner", name, tuple(CHECKSUMS))
     path = FOLDER / f"{name}.pt"

@@ -16,7 +16,7 @@ from pyro_metabayes.transductive.balance import BALANCES
 def shipped(name: str, balance: str | None) -> MetaLearner:
     """Load a pretrained learner in float64.
 
-    The learner is read once per process and shared, since predictions do not change it.
+    The learner is read once per process. All callers share it, since predictions do not change it.
 
     Args:
         name: `transductive` or `inductive`.
@@ -32,10 +32,10 @@ def shipped(name: str, balance: str | None) -> MetaLearner:
 
 
 def loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
-    """Return the learner if it is a MetaLearner; otherwise load it from a file or from the folder of a run.
+    """Return a MetaLearner: `learner` itself, or the learner in the file or run folder of this name.
 
     Raises:
-        UsageError: the argument is neither a learner nor a path, or there is no learner at the path.
+        UsageError: the argument is not a learner or a path, or there is no learner at the path.
     """
     if isinstance(learner, MetaLearner):
         return learner

@@ -1,4 +1,4 @@
-"""Pretraining of backbones on the training classes of a bank (a dataset of classes), with a cache of the results."""
+"""Pretraining of backbones on the training classes of a bank (data set), with a cache of the results."""
 
 from pyro_metabayes.pretraining.extraction import embed_bank, extract
 from pyro_metabayes.pretraining.features import PretrainedFeatures, pretrain

@@ -39,8 +39,8 @@ def shift(images: Tensor, max_pixels: int) -> Tensor:
 def jitter(images: Tensor, strength: float) -> Tensor:
     """Scale brightness, contrast and saturation, in this order, by factors in [1 - strength, 1 + strength].
 
-    Each result is clamped to [0, 1]. The formulas are those of torchvision's ColorJitter, which draws one factor per
-    batch. The saturation of images without three channels is not changed.
+    Each result is clamped to [0, 1]. The formulas are those of torchvision's ColorJitter. The saturation of images
+    without three channels is not changed.
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
     images = (images * factors[0]).clamp(0, 1)
@@ -49,13 +49,13 @@ def jitter(images: Tensor, strength: float) -> Tensor:
 
 
 def rotate(images: Tensor, quarters: Tensor) -> Tensor:
-    """Rotate N square images counterclockwise; `quarters` [N] holds the number of quarter turns of each, 0 to 3."""
+    """Rotate N square images counterclockwise by `quarters` [N] quarter turns, 0 to 3 for each image."""
     rotations = torch.stack([images.rot90(quarter, (2, 3)) for quarter in range(4)])
     return rotations[quarters, torch.arange(len(images), device=images.device)]
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Compute the luminance [N, 1, height, width] of N RGB images, or the mean over channels if there are not three."""
+    """Compute the luminance [N, 1, height, width] of N RGB images; for other channels, the mean over channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The classifier over all training classes with which a backbone is pretrained, and its loss."""
+"""Pretraining of a backbone as a classifier over all training classes: the classifier and the loss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
 class CosineClassifier(nn.Module):
-    """Linear classifier of normalised weights: the logit of class c is scale * w_c . x / |w_c| for features x.
+    """Linear classifier with normalised weights. The logit of class c for features x is
 
-    For backbones with features of unit length this is scale * cos(w_c, x) (Gidaris and Komodakis 2018, stage 1).
-    A class that occurs in several domains has one weight vector.
+        scale * w_c . x / |w_c|.
+
+    For features of unit length this is scale * cos(w_c, x) (Gidaris and Komodakis 2018, stage 1). A class that occurs
+    in several domains has one weight vector.
 
     Args:
         num_features: size of x.
@@ -31,7 +33,7 @@ class CosineClassifier(nn.Module):
 
 
 def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.ModuleDict:
-    """Construct the modules of pretraining. All weights are initialised anew, including the weights of the backbone.
+    """Construct the modules of pretraining. All weights are initialised anew, also those of the backbone.
 
     Args:
         backbone: the network, which is changed in place.
@@ -39,7 +41,8 @@ def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.M
         rotation: whether to add a classifier of the rotation of an image (0 to 3 quarter turns).
 
     Returns:
-        The modules "backbone", "classes" (classifier of the classes) and, with `rotation`, "turns" (of rotations).
+        The modules "backbone", "classes" (classifier of classes) and, with `rotation`, "turns" (classifier of
+        rotations).
     """
     _initialise(backbone)
     num_features = int(backbone.num_features)  # type: ignore[arg-type]
@@ -54,13 +57,15 @@ def classification_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the mean cross-entropy of a batch in nats, and the number of correctly classified images.
 
-    With settings.mixup, pairs of images are mixed, and the loss uses the labels of both images. With settings.rotation,
-    settings.rotation times the loss of predicting random rotations of half of the batch is added.
+    With settings.mixup, pairs of images are mixed, and the loss uses the labels of both images.
+
+    With settings.rotation, half of the batch is also rotated at random. The loss of predicting these rotations is
+    added, multiplied by settings.rotation.
 
     Args:
         network: the modules from `classifier_of`.
         images: a batch of images.
-        labels: their classes.
+        labels: classes of the images.
         settings: settings of pretraining.
     """
     images, other_labels, share = _mixed_pairs(images, labels, settings.mixup)
@@ -81,7 +86,7 @@ def classification_loss(
 
 
 def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
-    """Mix each image with a random other image (mixup); with alpha = 0 the images are unchanged.
+    """Mix each image with a random other image (mixup). With alpha = 0 the images are unchanged.
 
     Returns:
         The mixed images, the labels of the other images, and the weight of the original images, 0 to 1.
@@ -94,7 +99,7 @@ def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, 
 
 
 def _initialise(backbone: nn.Module) -> None:
-    """Initialise all weights of the backbone anew, with torch's random state, which pretrain.seed determines."""
+    """Initialise all weights of the backbone anew, with torch's random state."""
     # The backbone comes last, since it may override the initialisation of its parts.
     for module in [*list(backbone.modules())[1:], backbone]:
         if hasattr(module, "reset_parameters"):

@@ -1,4 +1,4 @@
-"""Computation of the features of all inputs of a bank (a dataset of classes) by a backbone."""
+"""Computation of the features of all inputs of a bank (data set) by a backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def extract(
 
     Args:
         backbone: the network, which is set to evaluation mode.
-        inputs: the inputs [N, *X], in memory or in a file; bytes are scaled to [0, 1].
+        inputs: the inputs [N, *X], in memory or in a file. Bytes are scaled to [0, 1].
         device: device of the network.
         change: function that is applied to each batch before the backbone; None: batches are not changed.
     """
@@ -39,9 +39,9 @@ def extract(
 
 
 def embed_bank(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
-    """Return the bank (dataset of classes) with features as inputs.
+    """Return the bank (data set) with features as inputs.
 
-    The features of inputs in a memory-mapped file are computed when these inputs are read, other features now.
+    For inputs in a memory-mapped file, features are computed when an input is read. Other features are computed now.
     """
     if isinstance(bank.inputs, MappedRows):
         return bank.with_inputs(bank.inputs.with_change(backbone))
@@ -49,10 +49,10 @@ def embed_bank(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
 
 
 def extract_rotations(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
-    """Compute the features of all images of a bank (dataset of classes), rotated by 1, 2 and 3 quarter turns.
+    """Compute the features of all images of a bank (data set), rotated by 1, 2 and 3 quarter turns.
 
     Returns:
-        Tensor [M, 3, D] for M images and D features; None unless several domains of the bank share their classes.
+        Tensor [M, 3, D] for M images and D features. None if the bank does not have domains with shared classes.
     """
     if not bank.num_shared:
         return None

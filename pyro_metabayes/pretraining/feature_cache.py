@@ -1,4 +1,4 @@
-"""Cache of pretrained weights, and of the features of a bank (a dataset of classes) under a backbone."""
+"""Cache of pretrained weights, and of the features of a bank (data set) under a backbone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pyro_metabayes.storage.untrusted import expecting
 
 
 def weights_path(name: str, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> Path:
-    """Return the path of the cached pretrained weights of a backbone; it depends on all arguments.
+    """Return the path of the cached pretrained weights of a backbone. It depends on all arguments.
 
     Args:
         name: name of the backbone, the start of the file name.
         specification: class and settings of the backbone.
-        bank: the dataset of classes on which it is pretrained.
+        bank: the data set of pretraining.
         settings: settings of pretraining.
     """
     return cache_folder() / "backbones" / f"{name}-{_cache_key(specification, bank, settings)}.pt"
@@ -47,13 +47,13 @@ def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainS
 def cached_bank(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """Return the bank with features as inputs, read from a file; if there is no file, compute and save the features.
+    """Return the bank with features as inputs. Features are read from a file, or else computed and saved.
 
     Args:
-        path: path of the cached weights; the file of features lies in the same folder.
+        path: path of the cached weights. The file of features lies in the same folder.
         name: name of the backbone, for messages.
         backbone: the network with these weights.
-        bank: the dataset of classes.
+        bank: the data set.
         settings: settings of pretraining.
         device: device of the network.
     """
@@ -73,14 +73,15 @@ def _cache_features(
         checkpoint.save(path, _features(backbone, bank, settings, device))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted before all features of {name} were computed; the weights are kept: the same command continues"
+            f"interrupted before all features of {name} were computed; the weights are saved, and the same command "
+            "continues"
         ) from None
 
 
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Compute the features of all inputs, augmented training images and rotated images; None for images not in use."""
+    """Compute the features of all inputs, of augmented training images and of rotated images; None for unused ones."""
     inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": rotations}
@@ -91,5 +92,5 @@ def _features(
 
 
 def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
-    """Return the bank with the tensors of `_features` in place of its inputs."""
+    """Return the bank with the tensors of `_features` as inputs."""
     return bank.with_inputs(inputs, views, {} if turned is None else {"turned": turned})

@@ -1,4 +1,4 @@
-"""Pretraining of a backbone on a bank (a dataset of classes), and the features of the bank; both are cached."""
+"""Pretraining of a backbone on a bank (data set), and the features of the bank. Both are cached."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from pyro_metabayes.training.progress import progress
 
 @dataclass(frozen=True)
 class PretrainedFeatures:
-    """A bank (dataset of classes) with the features of a pretrained backbone.
+    """A bank (data set) with the features of a pretrained backbone.
 
     Attributes:
         bank: the bank with features as inputs.
         curve: loss, training and validation accuracy, and seconds of every epoch.
         path: file of the cached weights.
-        classes: weights [G, D] of the classifier of pretraining, for G training classes and D features; None for a
+        classes: weights [G, D] of the classifier of pretraining, for G training classes and D features. None for a
             cache of an earlier version.
     """
 
@@ -48,7 +48,7 @@ class PretrainedFeatures:
             per_class: number of held-out images per training class. Half of these images are the test images.
 
         Returns:
-            The accuracy; None if per_class < 2 (no test images), or for a cache of an earlier version.
+            The accuracy. None if per_class < 2 (no test images), or for a cache of an earlier version.
         """
         if self.classes is None or per_class < 2:
             return None
@@ -60,21 +60,21 @@ class PretrainedFeatures:
 def pretrain(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> PretrainedFeatures:
-    """Load the weights of a pretrained backbone from the cache, or pretrain it now; return the features of the bank.
+    """Return the features of a bank under a pretrained backbone. The backbone is pretrained if it is not in the cache.
 
-    Weights and features are cached under a hash of the specification, the bank and the settings, so that runs with
-    other guides reuse them. An interrupted pretraining continues after its last finished epoch.
+    Weights and features are cached under a hash of the specification, the bank and the settings. Runs with other guides
+    reuse them. An interrupted pretraining continues after the last finished epoch.
 
     Args:
         backbone: the network, which receives the weights.
         specification: class and settings of the backbone.
-        bank: the dataset of classes, with images as inputs.
+        bank: the data set, with images as inputs.
         settings: settings of pretraining.
         device: device of the network.
 
     Raises:
         UsageError: a cached file is damaged, or the bank is not suitable for the settings.
-        Interrupted: after SIGINT; the message says how to continue.
+        Interrupted: after SIGINT. The message says how to continue.
     """
     name = specification["_target_"].split(".")[-2]
     path = weights_path(name, specification, bank, settings)
@@ -101,7 +101,7 @@ def _cache_weights(
 
 
 def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
-    """Return the bank without the images that are held out (settings.holdout_per_class)."""
+    """Return the bank without the held-out images (settings.holdout_per_class)."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
 
@@ -109,7 +109,7 @@ def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
 def _train(
     backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
 ) -> Pretraining:
-    """Train all epochs, or the remaining ones; save the state after each epoch in the file `unfinished`."""
+    """Train all epochs, or continue from the file `unfinished`. The state is saved there after each epoch."""
     with seeded(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
@@ -129,7 +129,7 @@ def _train(
 
 
 def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
-    """Train the remaining epochs; save the state after each epoch in the file `unfinished`."""
+    """Train the remaining epochs. The state is saved in the file `unfinished` after each epoch."""
     epochs, batches = training.settings.epochs, training.steps_per_epoch
     with progress(f"pretrain {name}", "batches", epochs * batches, training.epoch * batches, leave=False) as shown:
         while training.epoch < epochs:

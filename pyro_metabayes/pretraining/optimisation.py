@@ -1,4 +1,4 @@
-"""The optimiser of pretraining, its learning-rate schedule, and the moving average of the weights."""
+"""The optimiser of pretraining, the learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def average_of(network: nn.Module, settings: PretrainSettings) -> AveragedModel 
 
 
 def optimizer_of(network: nn.Module, settings: PretrainSettings, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """Construct SGD and its learning-rate schedule.
+    """Construct SGD and a learning-rate schedule.
 
-    The schedule is one_cycle, or a linear warm-up followed by a factor 0.1 at each of settings.milestones.
+    The schedule is one_cycle, or a linear warm-up and then a factor 0.1 at each of settings.milestones.
     """
     optimizer = SGD(
         network.parameters(),

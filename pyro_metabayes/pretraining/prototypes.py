@@ -17,13 +17,13 @@ WAY, QUERY = 5, 15
 
 
 class PrototypeScore:
-    """Accuracy of the nearest class mean by cosine similarity, on a fixed set of 5-way tasks of the validation classes.
+    """Accuracy of the nearest class mean (cosine) on fixed 5-way tasks of validation classes.
 
-    A call with a backbone returns the accuracy, 0 to 1. It returns None if the validation split is too small for such
-    tasks, or if several domains share their classes.
+    A call with a backbone returns the accuracy, 0 to 1. It returns None if the validation split is too small for these
+    tasks, or if the bank has domains with shared classes.
 
     Args:
-        bank: the dataset of classes, with images as inputs.
+        bank: the data set, with images as inputs.
         device: device of the backbone.
         shot: support points per class.
         per_class: largest number of images per class, which limits the time; None: all images.
@@ -48,7 +48,7 @@ class PrototypeScore:
 
 
 def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
-    """Return a bank (dataset of classes) of the validation classes only, with at most `per_class` images per class."""
+    """Return a bank (data set) of the validation classes only, with at most `per_class` images per class."""
     labels, rows = bank.labels, bank.rows("val")
     within = rows - bank.class_starts[labels[rows]]
     rows = rows if per_class is None else rows[within < per_class]
@@ -60,7 +60,7 @@ def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
 
 
 def _hits(episodes: Episodes) -> Tensor:
-    """Return, for Q queries of T tasks, 1 if the nearest class mean is that of the true class, else 0 [T, Q]."""
+    """Return [T, Q] for Q queries of T tasks: 1 if the nearest class mean is that of the true class, else 0."""
     members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
     means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
     return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

@@ -1,4 +1,4 @@
-"""Features of a bank (a dataset of classes) under the backbone of a finished run."""
+"""Features of a bank (data set) under the backbone of a finished run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pyro_metabayes.storage.untrusted import expecting
 def features_under(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """Return the bank (dataset of classes) with the features of a backbone with its current weights, without training.
+    """Return the bank (data set) with the features of a backbone, without training the backbone.
 
-    If the weights are those of a cached pretraining on this bank, the cached features are reused. Otherwise features
-    are cached under a hash of the weights, the settings and the bank.
+    If the backbone has the weights of a cached pretraining on this bank, the cached features are reused. Otherwise
+    features are cached under a hash of the weights, the settings and the bank.
 
     Args:
         backbone: the network.
         specification: class and settings of the backbone.
-        bank: the dataset of classes, with images as inputs.
+        bank: the data set, with images as inputs.
         settings: settings of pretraining.
         device: device of the network.
     """
@@ -53,7 +53,7 @@ def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
 
 
 def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings) -> str:
-    """Compute a hash (16 hexadecimal digits) of what features depend on: weights, settings and dataset (bank)."""
+    """Compute a hash (16 hexadecimal digits) of what features depend on: weights, settings and bank (data set)."""
     digest = hashlib.sha256(json.dumps([asdict(settings), bank.fingerprint()], sort_keys=True).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())

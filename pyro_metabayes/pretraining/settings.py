@@ -49,6 +49,6 @@ class PretrainSettings:
         ):
             raise UsageError(
                 "expected pretrain.mixup, rotation, warmup, views and holdout_per_class >= 0, and pretrain.jitter, "
-                "label_smoothing and average each at least 0 and less than 1, got "
+                "label_smoothing and average at least 0 and less than 1, got "
                 f"{self}; change the setting that is out of range"
             )

@@ -21,18 +21,18 @@ from pyro_metabayes.training.progress import Progress
 
 
 class Pretraining:
-    """Training loop of pretraining, which trains a backbone in place, one epoch per call of `run_epoch`.
+    """Training loop of pretraining. Each call of `run_epoch` trains the backbone in place for one epoch.
 
     Args:
         backbone: the network.
-        bank: the dataset of classes, with images as inputs; only its training classes are used.
+        bank: the data set, with images as inputs. Only the training classes are used.
         settings: settings of pretraining.
         device: device of the network.
         score: function that returns the validation accuracy of a backbone, or None. It must not change torch's random
             state.
 
     Raises:
-        UsageError: the training images are fewer than a batch, or are not square although pretrain.rotation is set.
+        UsageError: there are fewer training images than in a batch, or images are not square with pretrain.rotation.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Pretraining:
         return network[part]  # type: ignore[index]
 
     def run_epoch(self, shown: Progress | None = None) -> None:
-        """Train for one epoch and append a line of metrics to `curve`; `shown` is a progress bar of batches."""
+        """Train for one epoch, and append a line of metrics to `curve`. `shown` is a progress bar of batches."""
         wall, cpu = time.perf_counter(), time.process_time()
         metrics = self._train_epoch(shown)
         accuracy = self.score(self.backbone.eval())
@@ -88,7 +88,7 @@ class Pretraining:
         self.curve.append({"epoch": self.epoch + 1, **metrics, "val_accuracy": accuracy, **seconds})
 
     def _train_epoch(self, shown: Progress | None) -> dict[str, float]:
-        """Train on the batches of one epoch; return the mean loss in nats and the training accuracy (0 to 1)."""
+        """Train on the batches of one epoch. Return the mean loss in nats and the training accuracy (0 to 1)."""
         loss, hits = torch.zeros(2, device=self.device)
         rows = torch.randperm(len(self.labels))[: self.steps_per_epoch * self.settings.batch_size]
         for batch in rows.split(self.settings.batch_size):
@@ -107,19 +107,19 @@ class Pretraining:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights of the backbone, copied to the CPU.
 
-        They are the weights after the best epoch if keep=best, and after the last epoch otherwise.
+        With keep=best, they are the weights after the best epoch, otherwise after the last epoch.
         """
         return self.best or _copy_of(self.backbone)
 
     def classes(self) -> dict[str, Tensor]:
         """Return weights and scale of the classifier over training classes, copied to the CPU.
 
-        They belong to the same epoch as the result of the method `weights`.
+        The epoch is the same as for the method `weights`.
         """
         return self.best_classes if self.best else _copy_of(self._part("classes"))
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a step of the optimiser; return the loss and the number of correctly classified images of the batch."""
+        """Take a step of the optimiser. Return the loss and the number of correctly classified images of the batch."""
         images = as_float(self.images[batch].to(self.device))
         labels = self.labels[batch].to(self.device)
         loss, hits = classification_loss(self.network, augment(images, self.settings), labels, self.settings)

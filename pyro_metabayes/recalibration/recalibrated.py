@@ -21,9 +21,11 @@ from pyro_metabayes.recalibration.temperature import fitted_temperature, scaled
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """Ensemble of learners with temperature scaling: class probabilities proportional to p(c)^(1 / temperature).
+    """Ensemble of learners with temperature scaling. The probability of class c is proportional to
 
-    p(c) is the mean over the learners of their predictive probabilities of class c. (Deep ensembles: Lakshminarayanan,
+        p(c)^(1 / temperature),
+
+    where p(c) is the predictive probability of class c, averaged over the learners. (Deep ensembles: Lakshminarayanan,
     Pritzel and Blundell 2017. Temperature scaling: Guo et al. 2017.)
 
     Args:
@@ -42,8 +44,8 @@ class Recalibration:
             samples: number of draws of the weights w per task and learner.
 
         Returns:
-            Without a temperature, predictions with one sample per learner, whose mean is the prediction of the
-            ensemble. With a temperature, predictions with a single sample, the scaled prediction of the ensemble.
+            Without a temperature: one sample per learner. The mean of the samples is the prediction of the ensemble.
+            With a temperature: a single sample, the scaled prediction of the ensemble.
 
         Raises:
             UsageError: the labels of the tasks are not classes.
@@ -59,7 +61,7 @@ class Recalibration:
         """Return the same ensemble with the temperature that has the smallest NLL on validation tasks.
 
         Args:
-            batches: batches of validation tasks, which share no class with the test tasks.
+            batches: batches of validation tasks. They must not share classes with the test tasks.
             samples: number of draws of the weights w per task and learner.
         """
         log_probs, labels = zip(*(_queries(self.predictions(batch, samples)) for batch in batches), strict=True)
@@ -88,7 +90,7 @@ def _averaged(learner: MetaLearner, episodes: Episodes, samples: int) -> ClassPr
     predictions = predictions_under(learner.guide.posterior(episodes.observed()), learner.model, episodes, samples)
     if not isinstance(predictions, ClassPredictions):
         raise UsageError(
-            "expected class labels, since temperature scaling and ensembles need them, got predictions of type "
+            "expected class labels for temperature scaling and ensembles, got predictions of type "
             f"{type(predictions).__name__}; remove the settings eval.temperature and eval.ensemble"
         )
     return predictions

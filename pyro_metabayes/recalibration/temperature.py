@@ -11,7 +11,7 @@ LEAST_LOG_PROB = -1e4  # lower bound on log probabilities, for classes whose pro
 
 
 def scaled(log_probs: Tensor, temperature: float) -> Tensor:
-    """Compute log p_T(c) for the tempered probabilities p_T(c), proportional to p(c)^(1/T). (Guo et al. 2017)
+    """Compute log p_T(c) for the tempered probabilities p_T(c) = p(c)^(1/T) / sum_k p(k)^(1/T) (Guo et al. 2017).
 
     Args:
         log_probs: log p(c) of C classes [..., C], in nats.
@@ -24,17 +24,20 @@ def scaled(log_probs: Tensor, temperature: float) -> Tensor:
 
 
 def fitted_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """Find the temperature T with the smallest NLL of the tempered probabilities p_i(c)^(1/T), normalised.
+    """Find the temperature T that minimises the NLL of the tempered probabilities p_i(c)^(1/T) / sum_k p_i(k)^(1/T).
 
-    The NLL is convex in b = 1/T. Its derivative in b is mean_i (E[log p_i(c)] - log p_i(y_i)), with the expectation
-    under the tempered probabilities. The zero of the derivative is found by bisection.
+    The NLL is convex in b = 1/T, with the derivative
+
+        mean_i (E[log p_i(c)] - log p_i(y_i)),
+
+    where E is the expectation over c under the tempered probabilities. Bisection finds the zero of the derivative.
 
     Args:
         log_probs: log p_i(c) [N, C] of N queries i of validation tasks and C classes c, in nats.
         labels: classes y_i of the queries [N].
 
     Returns:
-        T, between 0.01 and 100, as a float (this synchronises with the device).
+        T, from 0.01 to 100. Reading this float synchronises with the device.
     """
     log_probs = log_probs.double().clamp(min=LEAST_LOG_PROB)
     of_labels = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

@@ -35,9 +35,9 @@ def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normali
     """Build the parts of a learner (backbone, model, guide, objective) from names, settings, classes or objects.
 
     Args:
-        parts: {name of the part: value}. A value is a name (such as `sib`, or a full dotted name), a mapping of
-            `_target_` (a name or a class) and settings, a class, an object, or None. The backbone may be any torch
-            module.
+        parts: {name of the part: value}. A value is a name, a class, an object, None, or a mapping of `_target_` (a
+            name or a class) and settings. A name is short, such as `sib`, or a full dotted name. The backbone may be
+            any torch module.
         shared: arguments that several parts share, such as num_classes; None values are ignored.
         normalise: whether features are scaled to unit length if the backbone is a plain torch module.
 
@@ -85,7 +85,7 @@ def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
         return value
     if "input_shape" not in shared:
         raise UsageError(
-            "expected the argument input_shape, the shape of one input of the backbone, got none; pass for example "
+            "expected the argument input_shape, got none; pass the shape of one input of the backbone, for example "
             "input_shape=[3, 84, 84]"
         )
     shared["input_shape"] = _sizes(shared["input_shape"])
@@ -122,7 +122,7 @@ def _refuse_missing(chosen: Mapping[str, Any]) -> None:
 def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Raise a UsageError if a name in `shared` is unknown.
 
-    A name is known if it is an argument of `build`, or of the constructor of a part that is still to be built.
+    Known names are the arguments of `build`, and of the constructors of parts that are not built yet.
     """
     named = [(part, value) for part, value in chosen.items() if isinstance(value, Mapping)]
     asked = {name for part, value in named for name in arguments_of(target_of(value, part, _prefixes(chosen)))}
@@ -135,7 +135,7 @@ def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> Non
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
     """Return the prefixes of names that may be imported.
 
-    These are the default prefixes, and the packages of the classes that the user named.
+    The prefixes are the default ones, and the packages of the classes that the user named.
     """
     named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
     return tuple(dict.fromkeys((*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))))
@@ -146,7 +146,7 @@ class Assembled:
 
     @classmethod
     def of_parts(cls, parts: Parts, frozen: bool) -> Self:
-        """Construct a learner from its parts; `frozen`: whether the backbone is not trained."""
+        """Construct a learner from parts. `frozen`: whether the backbone is not trained."""
         raise NotImplementedError
 
     @classmethod
@@ -166,25 +166,24 @@ class Assembled:
         normalise: bool = True,
         **shared: Any,
     ) -> Self:
-        """Build a learner from parts: each is a name, a mapping of `_target_` and settings, a class or an object.
+        """Build a learner from parts. A part is a name, a mapping of `_target_` and settings, a class or an object.
 
             MetaLearner.build(network, "savi", prior="conditional", objective="elbo", input_shape=[3, 32, 32])
 
         Args:
-            backbone: a torch module that maps N inputs of shape *X [N, *X] to features [N, D], or a part as described
-                above.
+            backbone: a part, or a torch module that maps N inputs [N, *X] of shape *X to features [N, D].
             guide: the guide.
             objective: the objective.
             prior: the prior; None for models that need none.
-            model: the model; None: the model of the guide if the guide is an object, else few_shot_classifier.
+            model: the model. None: the model of the guide if the guide is an object, else few_shot_classifier.
             head: the head of a classifier.
             input_shape: *X, the shape of one input; not needed if the backbone is a Backbone of this package.
-            num_classes: number of classes per task; 0 for regressions that do not need this number.
+            num_classes: number of classes per task; 0 for regressions without classes.
             particles: number of samples of the weights w per task in the loss.
             frozen: whether the backbone is not trained. Tasks then hold features as inputs.
             normalise: whether features are scaled to unit length if the backbone is a plain torch module.
-            shared: further arguments, such as num_targets of a regression. Each is passed to all parts whose
-                constructor has an argument of this name.
+            shared: further arguments, such as num_targets of a regression. An argument is passed to each constructor
+                of a part that has an argument of this name.
 
         Raises:
             UsageError: an argument is unknown or has another type, or the parts do not fit together.

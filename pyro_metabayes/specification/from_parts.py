@@ -39,10 +39,10 @@ def recorded_values(parts: Parts) -> dict[str, Any]:
 
 
 def described(parts: Parts) -> dict[str, Any]:
-    """Describe the parts of a learner by class, settings and shared values, so that two learners can be compared.
+    """Describe the parts of a learner by class, settings and shared values, for comparisons of learners.
 
-    Unlike a specification, a description exists for every learner: a part with a setting that is not a plain value
-    (number, text, list) is described by its class only.
+    Every learner has a description. If a setting of a part is not a plain value (number, text, list), the part is
+    described by its class only.
     """
     named = _named(parts)
     return {name: _description(name, part) for name, part in named.items()} | _shared_by(named)
@@ -56,7 +56,7 @@ def _description(key: str, part: Recorded) -> dict[str, Any]:
 
 
 def _named(parts: Parts) -> dict[str, Recorded]:
-    """Return all parts by name: the given parts, and the parts with which they were constructed (prior, head)."""
+    """Return all parts by name: the given parts, and the prior and head with which they were constructed."""
     found: dict[str, Any] = parts._asdict()
     for (name, part), kind in zip(found.items(), KINDS, strict=True):
         if not isinstance(part, kind):
@@ -66,8 +66,8 @@ def _named(parts: Parts) -> dict[str, Recorded]:
         for name, part in _parts_within(owner):
             if found.setdefault(name, part) is not part:
                 raise UsageError(
-                    f"expected guide and model with the same {name}, got a different {name} object in each; construct "
-                    f"guide and model from one {name}"
+                    f"expected guide and model with the same {name} object, got two objects; construct guide and model "
+                    f"from one {name}"
                 )
     _refuse_twice(found)
     return found
@@ -88,7 +88,7 @@ def _refuse_twice(parts: Mapping[str, Recorded]) -> None:
 
 
 def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constructor arguments that parts share; each must have the same value in all constructors."""
+    """Return the constructor arguments that parts share. An argument must have the same value in all parts."""
     values: dict[str, Any] = {}
     for part, recorded in parts.items():
         for name in _shared_names(recorded):
@@ -100,8 +100,8 @@ def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
                 )
     if "input_shape" not in values:
         raise UsageError(
-            "expected a backbone whose constructor received input_shape, got a backbone without; construct the "
-            "backbone with input_shape"
+            "expected a backbone with input_shape, got a backbone that was constructed without; construct the backbone "
+            "with input_shape"
         )
     return {"num_targets": 0} | _without_widths(values, parts)
 
@@ -112,7 +112,7 @@ def _shared_names(part: Recorded) -> list[str]:
 
 
 def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shared values without num_features and num_weights where `build_parts` derives the same numbers.
+    """Return the shared values, without num_features and num_weights if `build_parts` derives the same numbers.
 
     Raises:
         UsageError: num_features or num_weights does not fit backbone and head.
@@ -124,8 +124,8 @@ def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[st
     for name, value in expected.items():
         if values.get(name, value) != value:
             raise UsageError(
-                f"expected {name}={value}, which fits backbone and head, got {name}={values[name]}; construct all "
-                f"parts with {name}={value}"
+                f"expected {name}={value} for this backbone and head, got {name}={values[name]}; construct all parts "
+                f"with {name}={value}"
             )
     found = {"num_weights": num_features} | expected
     return {name: value for name, value in values.items() if found.get(name) != value}
@@ -159,8 +159,8 @@ def refuse_what_cannot_be_rebuilt(
 
     Args:
         learner: the learner.
-        rebuild: function that builds a learner from a mapping {specification, frozen} and the prefixes of names that
-            may be imported.
+        rebuild: function that builds a learner. The arguments are a mapping {specification, frozen} and the prefixes of
+            names that may be imported.
     """
     try:
         specification = learner.specification

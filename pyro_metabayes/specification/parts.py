@@ -1,15 +1,15 @@
 """Construction of the parts of a learner from a specification: the plain values in checkpoints and YAML files.
 
-A specification has an entry {part: {_target_: name of a class, setting: value}} for each part (backbone, head, prior,
-model, guide, objective), and entries for arguments that several parts share:
+The parts are backbone, head, prior, model, guide and objective. A specification has an entry for each part,
+{part: {_target_: name of a class, setting: value}}, and entries for arguments that several parts share:
 
     input_shape     shape of one input of the backbone
     num_classes     number of classes per task
     particles       number of samples of the weights w per task in the loss
     num_targets     size of one label of a regression; 0: labels are classes
-    num_weights     number of weights per class, if neither the number of features nor the head determines it
+    num_weights     number of weights per class, if it does not follow from the number of features and the head
 
-The source of tasks may provide further counts as shared arguments (its attribute `context`).
+A source of tasks may provide further shared arguments in its attribute `context`.
 
 No setting of a part may have the name of a shared argument.
 """
@@ -45,7 +45,7 @@ class Parts(NamedTuple):
 
 
 def check_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
-    """Raise a UsageError if a setting in a specification is unknown or has a wrong type; nothing is built."""
+    """Raise a UsageError if a setting in a specification is unknown or has a wrong type. Nothing is built."""
     for part in PARTS:
         if specification.get(part):
             check(specification[part], part, CONTEXT, prefixes)
@@ -59,9 +59,8 @@ def shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
 def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> Parts:
     """Build all parts of a learner from a specification.
 
-    Each constructor receives the settings of its part. It also receives every shared value and every other part whose
-    name is one of its arguments.
-    An entry that is already an object is used unchanged.
+    A constructor receives the settings of its part. If it has an argument with the name of a shared value or of another
+    part, it receives this value or part too. An entry that is already an object is used unchanged.
 
     Args:
         specification: {part: settings or object} and shared values.

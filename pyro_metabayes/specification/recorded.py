@@ -1,4 +1,4 @@
-"""The base class of the parts of a learner, which records constructor arguments so that parts can be rebuilt."""
+"""The base class of the parts of a learner. It records constructor arguments, from which parts are rebuilt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Recorded:
-    """Base class whose objects record the arguments passed to their constructor; defaults are not recorded."""
+    """Base class that records the arguments passed to the constructor of an object. Defaults are not recorded."""
 
     _passed: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
@@ -34,8 +34,8 @@ def target_name(part: Recorded, key: str) -> str:
         key: name of the part, for the message.
 
     Raises:
-        UsageError: the class is defined inside a function, or in a notebook or script (module `__main__`), so that
-            another process cannot import it.
+        UsageError: another process cannot import the class, since it is defined inside a function, or in a notebook or
+            script (module `__main__`).
     """
     name = f"{type(part).__module__}.{type(part).__qualname__}"
     if "<locals>" in name or type(part).__module__ == "__main__":
@@ -48,7 +48,7 @@ def target_name(part: Recorded, key: str) -> str:
 
 
 def plain(value: Any, key: str) -> Any:
-    """Return the value with tuples as lists; raise a UsageError unless it is a number, text, list or dict."""
+    """Return the value with tuples as lists. Values other than numbers, text, lists and dicts raise a UsageError."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, list | tuple):
@@ -56,6 +56,6 @@ def plain(value: Any, key: str) -> Any:
     if isinstance(value, dict) and all(type(name) is str for name in value):
         return {name: plain(item, key) for name, item in value.items()}
     raise UsageError(
-        f"expected {key} to be a plain value (number, text, list), which can be saved, got an object of type "
+        f"expected {key} to be a plain value (number, text, list) that can be saved, got an object of type "
         f"{type(value).__name__}; pass plain values to the constructor"
     )

@@ -17,12 +17,11 @@ SLACK = 2**24  # bytes that are allowed beyond four times the file size, for buf
 class Allowance(TorchDispatchMode):
     """Context manager that limits the total memory of the tensors that torch creates from given sizes.
 
-    The size of each tensor is computed on the meta device before memory is allocated. The tensors are then created as
-    usual, since constructors may read the values of tensors. For example, the constructors of Pyro's networks do.
+    The size of each tensor is computed on the meta device before memory is allocated.
 
     Args:
         most: largest number of bytes of all tensors together.
-        claimed_by: beginning of the error message; it names the source of the settings.
+        claimed_by: beginning of the error message, which names the source of the settings.
 
     Raises:
         UsageError: the limit is exceeded.

@@ -1,7 +1,7 @@
 """Safe replacements of the functions and classes that pickles of arrays call. The replacements check their arguments.
 
-numpy.ndarray itself is not safe: a pickle can pass it a buffer with forged addresses of Python objects. The
-replacements create arrays only from bytes, or from lists of objects that the pickle itself contains.
+numpy.ndarray itself is not safe: a pickle can pass a buffer with forged addresses of Python objects. The replacements
+create arrays only from bytes, or from lists of objects in the pickle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ForbiddenName(Exception):
 
 
 class _Array(np.ndarray):
-    """Replacement of numpy.ndarray in pickles: starts empty and accepts content that fits its shape and dtype."""
+    """Replacement of numpy.ndarray in pickles. It starts empty and accepts only content that fits shape and dtype."""
 
     def __new__(cls) -> _Array:
         return super().__new__(cls, (0,))
@@ -40,9 +40,9 @@ class _Array(np.ndarray):
 
 
 class _Type:
-    """Replacement of numpy.dtype in pickles, which accepts plain dtypes only.
+    """Replacement of numpy.dtype in pickles. It accepts only plain dtypes.
 
-    Of the state in the pickle only the byte order is used.
+    The byte order is the only part of the pickled state that is used.
     """
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
@@ -78,9 +78,9 @@ def _scalar(dtype: _Type, content: Any) -> Any:
 
 
 def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement of `bytes` or `bytearray` that accepts content only.
+    """Return a replacement of `bytes` or `bytearray` that accepts only content.
 
-    A number n is refused, since bytes(n) and bytearray(n) would allocate n zeros.
+    It refuses a number n, for which bytes(n) and bytearray(n) allocate n zeros.
     """
 
     def convert(content: Any = b"", *encoding: str) -> Any:
@@ -94,7 +94,7 @@ def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
 def _encode(text: str, encoding: str) -> bytes:
     """Encode text in latin1.
 
-    This replaces codecs.encode, which Python 3 calls in pickles of bytes for Python 2.
+    It replaces codecs.encode, which some pickles of bytes call.
     """
     if encoding != "latin1":
         raise ForbiddenName(f"text in the encoding {encoding!r}")

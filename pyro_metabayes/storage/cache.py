@@ -19,7 +19,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, METABAYES_CACHE or else ~/.cache/pyro_metabayes; create it if it does not exist.
+    """Return the cache folder, and create it if it does not exist.
+
+    It is the folder METABAYES_CACHE, or ~/.cache/pyro_metabayes if this variable is not set.
 
     Raises:
         UsageError: the folder cannot be created or written.
@@ -37,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def data_file(relative: str, hint: str) -> Path:
-    """Return the path of a file in the folder METABAYES_DATA, after its checksum is verified.
+    """Verify the checksum of a file in the folder METABAYES_DATA, and return the path of the file.
 
     Args:
         relative: path of the file relative to METABAYES_DATA.
@@ -79,11 +81,11 @@ def _under_data(relative: str, hint: str) -> Path:
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays from the cache; if they are not cached, compute and cache them.
+    """Return arrays from the cache. If they are not cached, compute and cache them.
 
     Args:
         name: beginning of the name of the cache file.
-        settings: settings on which the arrays depend; the name of the cache file has a hash of them.
+        settings: settings on which the arrays depend. The name of the cache file contains a hash of the settings.
         make: function that computes the arrays.
     """
     key = sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
@@ -104,7 +106,7 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write the arrays atomically, since another process may read or write the same file."""
+    """Write the arrays atomically: another process may use the same file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""Atomic writes of files, and checkpoints that can be loaded without running code in them."""
+"""Atomic writes of files, and checkpoints that are safe to load: loading runs no code of the file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors, numbers, strings and containers of these in a checkpoint file, which `load` reads."""
+    """Save tensors, numbers, strings and containers of these in a checkpoint file for `load`."""
     content = io.BytesIO()  # torch's own error for a full disk does not name the cause
     torch.save(state, content)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
@@ -66,5 +66,5 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def file_of(path: Path) -> Path:
-    """Return the path of checkpoint.pt in the folder of a run; the path of a file is returned unchanged."""
+    """Return the path of checkpoint.pt in the folder of a run, or `path` itself if it is a file."""
     return within(path, "checkpoint.pt") if path.is_dir() else path

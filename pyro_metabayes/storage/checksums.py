@@ -51,7 +51,7 @@ def _read_list(sums: Path, modified: int) -> dict[str, str]:
 
     Args:
         sums: the file with the list.
-        modified: time of its last change. It is part of the key of the cache, so that a changed list is read again.
+        modified: time of the last change of `sums`, part of the cache key: a changed list is read again.
     """
     lines = [
         line.split(maxsplit=1)

@@ -29,11 +29,11 @@ def refuse_unless_allowed(what: str, settings: str, instead: str) -> None:
 
     Args:
         what: name of the data set or of the weights.
-        settings: the settings of `experiments.prepare` that download it, such as data=cifar_fs.
+        settings: settings with which `experiments.prepare` downloads `what`, such as data=cifar_fs.
         instead: the alternative to a download, for the message.
     """
     if not _allowed.get():
         raise UsageError(
-            f"expected {what} in the cache, not found, and this command does not download; run python -m "
-            f"experiments.prepare {settings}, or {instead}"
+            f"expected {what} in the cache, not found; run python -m experiments.prepare {settings}, which downloads, "
+            f"or {instead}"
         )

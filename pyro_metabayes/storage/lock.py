@@ -1,4 +1,4 @@
-"""A lock on the folder of a run, so that only one process uses the folder."""
+"""A lock on the folder of a run. Only one process can use the folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def made_folder(folder: Path) -> Iterator[None]:
 def alone_in(folder: Path, advice: str) -> Iterator[None]:
     """Context manager that locks a folder for this process, and removes unfinished files of killed processes.
 
-    The operating system releases the lock when the process ends in any way. A lock file that remains has no effect.
+    The operating system releases the lock when the process ends, even if it is killed. A remaining lock file has no
+    effect.
 
     Args:
         folder: an existing folder.

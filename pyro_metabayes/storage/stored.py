@@ -46,7 +46,7 @@ class Stored(nn.Module):
         """Build a learner with newly initialised weights.
 
         Args:
-            specification: class and settings of each part, and values that parts share.
+            specification: class and settings of each part, and values shared by several parts.
             frozen: whether the backbone is not trained.
             prefixes: prefixes of the class names that may be imported.
         """
@@ -57,7 +57,7 @@ class Stored(nn.Module):
 
         Args:
             path: the file.
-            weights_only: whether to omit the specification; `load` then needs the argument `into`.
+            weights_only: whether to omit the specification. `load` then needs the argument `into`.
 
         Raises:
             UsageError: `load` could not rebuild a part from its settings.
@@ -87,11 +87,11 @@ class Stored(nn.Module):
         """Load a learner.
 
         Args:
-            path: a file that `save` wrote, or the folder of a run, whose best learner is loaded.
+            path: a file that `save` wrote, or the folder of a run. From a folder, the best learner is loaded.
             prefixes: further prefixes of class names that may be imported. Names that start with models., guides. or
                 pyro_metabayes. are always allowed.
-            into: a learner that receives the weights, constructed like the saved one; None: build a new learner from
-                the specification in the file.
+            into: a learner that receives the weights and was constructed like the saved learner. None: build a new
+                learner from the specification in the file.
         """
         return cls._of_file(user_path(path), prefixes, into, {})
 
@@ -104,11 +104,11 @@ class Stored(nn.Module):
         How these learners were trained: docs/any-embeddings.md.
 
         Args:
-            name: `transductive`, whose predictions depend on the whole query set, or `inductive`.
-            settings: settings of the guide, which replace those in the file.
+            name: `transductive` (predictions depend on the whole query set) or `inductive`.
+            settings: settings of the guide that replace the settings in the file.
 
         Raises:
-            UsageError: `name` is neither of the two, or the guide has no setting of a given name.
+            UsageError: `name` or the name of a setting is unknown.
         """
         return cls._of_file(pretrained_file(name), (), None, settings)
 
@@ -130,7 +130,7 @@ class Stored(nn.Module):
             return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load a state_dict; names of weights from earlier versions are translated to current names.
+        """Load a state_dict. Names of weights from earlier versions are translated to current names.
 
         Raises:
             UsageError: the names or shapes of the weights differ from those of this learner.

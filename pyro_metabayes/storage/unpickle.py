@@ -1,4 +1,4 @@
-"""Reading of pickles of arrays from untrusted sources, without running code that they contain.
+"""Reading of pickles of arrays from untrusted sources, without running code in the pickles.
 
 A pickle is a program that may call any importable function. Here it can call only the functions in `array_pickles`,
 which suffice for arrays, strings, numbers and containers. No other file of this package unpickles anything.
@@ -19,7 +19,9 @@ from pyro_metabayes.storage.untrusted import DAMAGED, MOST_VALUES, BoundedFile, 
 
 
 def load_arrays(path: Path) -> Any:
-    """Read a pickle file of arrays, builtin containers, strings and numbers; strings of Python 2 are read as latin1.
+    """Read a pickle file of arrays, builtin containers, strings and numbers.
+
+    Strings of Python 2 are read as latin1.
 
     Raises:
         UsageError: the pickle contains other objects, or is damaged.
@@ -36,8 +38,8 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
         return value
     except ForbiddenName as error:
         raise UsageError(
-            f"expected only arrays, containers, strings and numbers in {name}, got {error}; "
-            "no code in the file was run: download the file again"
+            f"expected only arrays, containers, strings and numbers in {name}, got {error}; download the file again "
+            "(no code in the file was run)"
         ) from None
     except DAMAGED as error:
         raise UsageError(
@@ -47,7 +49,7 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
 
 
 def text_keys(value: Any, name: str, *needed: str) -> dict[str, Any]:
-    """Convert the keys of a dictionary to text, since Python 2 wrote bytes.
+    """Convert the keys of a dictionary to text. Python 2 wrote keys as bytes.
 
     Args:
         value: the dictionary.
@@ -71,7 +73,7 @@ def _text(value: Any) -> str:
 def flat_array(value: Any, name: str) -> np.ndarray:
     """Convert a list of numbers or strings to an array; return an array unchanged.
 
-    Nested lists raise a UsageError, since the array of a nested list can be much larger than the file.
+    A nested list raises a UsageError, since its array can be much larger than the file.
     """
     if isinstance(value, np.ndarray):
         return np.asarray(value)
@@ -86,14 +88,14 @@ def flat_array(value: Any, name: str) -> np.ndarray:
 
 
 def _load_bytearray(unpickler: Any) -> None:
-    """Read a bytearray from a pickle; Python's own function would first allocate the size that the file claims."""
+    """Read a bytearray from a pickle, without first allocating the size that the file claims."""
     unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
 
 def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
     """Wrap an unpickling function of tuples so that tuples with too many nested values raise a ValueError.
 
-    Such tuples are refused since the time to hash a tuple is proportional to the number of its nested values.
+    Hashing a tuple with many nested values would take very long.
     """
 
     def load_bounded(unpickler: Any) -> None:
@@ -108,9 +110,9 @@ def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """Unpickler that can call only the functions and classes in ALLOWED_NAMES, which are harmless.
+    """Unpickler that can call only the harmless functions and classes in ALLOWED_NAMES.
 
-    Its base class is Python's unpickler written in Python. The one written in C allocates as many objects as the file
+    The base class is Python's unpickler in Python. Python's unpickler in C would allocate as many objects as the file
     claims to have.
     """
 
@@ -130,7 +132,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the safe replacement of a function or class.
 
-        A function or class that is not in ALLOWED_NAMES, the harmless ones, raises ForbiddenName.
+        A function or class that is not in ALLOWED_NAMES raises ForbiddenName.
         """
         module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
         if (module, name) not in ALLOWED_NAMES:

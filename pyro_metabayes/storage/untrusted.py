@@ -1,7 +1,7 @@
-"""Checks of untrusted files: claimed sizes, types of values, and paths that must stay in their folder.
+"""Checks of untrusted files: claimed sizes, types of values, and paths that must stay in a folder.
 
-A damaged or hostile file must lead to an error message of one line. DAMAGED lists the exceptions that readers of the
-file formats raise for such files.
+A damaged or hostile file must lead to an error message of one line. DAMAGED lists the exceptions that readers raise for
+such files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Context manager that turns an exception for a damaged file (DAMAGED) into a UsageError.
+    """Context manager that converts an exception for a damaged file (DAMAGED) to a UsageError.
 
     The message is "expected {what}, got another: {message of the exception}".
     """
@@ -76,7 +76,7 @@ def plain_name(name: str, where: object) -> str:
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return the path of a file in the folder of a run; raise a UsageError if it is a link out of the folder."""
+    """Return the path of a file in the folder of a run. A link out of the folder raises a UsageError."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
@@ -86,9 +86,9 @@ def within(folder: Path, name: str) -> Path:
 
 
 class BoundedFile:
-    """A file that refuses to read more bytes than it has.
+    """A file that refuses a request for more bytes than it has.
 
-    Without this check a read would first allocate memory for all requested bytes.
+    Without this check, a read would first allocate memory for all requested bytes.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -98,7 +98,7 @@ class BoundedFile:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self.remaining:
-            raise EOFError("the content of the file is shorter than the file claims")
+            raise EOFError("the file is shorter than it claims")
         self.remaining -= size
         return self.file.read(size)
 
@@ -123,7 +123,7 @@ def check_archive(path: Path, inflation: int = INFLATION) -> None:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file without unpickling.
 
-    Another or a damaged file raises one of the exceptions in DAMAGED.
+    A damaged file, or a file of another format, raises one of the exceptions in DAMAGED.
     """
     check_archive(path)
     # The file is opened here, since numpy does not close a damaged file.
@@ -134,7 +134,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Raise a ValueError if an array header claims more bytes than the file has; numpy would allocate all of them."""
+    """Raise a ValueError if an array header claims more bytes than the file has; numpy would allocate them."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -148,7 +148,7 @@ def check_plain(value: Any) -> None:
     """Raise a ValueError unless the value consists of numbers, text, tensors and containers of these."""
     for item in nested_values(value):
         if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
-            raise ValueError("a dictionary has keys that are neither text nor integers")
+            raise ValueError("a dictionary has keys other than text and integers")
         if isinstance(item, Tensor):
             _check_tensor(item)
         elif not isinstance(item, PLAIN):
@@ -160,7 +160,7 @@ def nested_values(value: Any) -> list[Any]:
 
     Raises:
         ValueError: there are more than a million values (MOST_VALUES) or 30 levels (DEEPEST), for example because lists
-            contain each other. Here an object that occurs in several places counts once per place.
+            contain each other. For this limit an object in several places counts several times.
     """
     values: list[Any] = []
     sizes: dict[int, tuple[int, int]] = {}  # by id: number of nested values, and depth of the nesting

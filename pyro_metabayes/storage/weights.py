@@ -19,7 +19,7 @@ _follow = ContextVar("weights_follow", default=False)
 
 @contextmanager
 def weights_follow() -> Iterator[None]:
-    """Context manager in which new parts read no weights from files, since their weights are loaded afterwards."""
+    """Context manager in which new parts read no weights from files: the weights are loaded afterwards."""
     token = _follow.set(True)
     try:
         yield
@@ -28,7 +28,7 @@ def weights_follow() -> Iterator[None]:
 
 
 def do_weights_follow() -> bool:
-    """Return whether the weights of the part that is being built are loaded afterwards (inside `weights_follow`)."""
+    """Return whether parts are being built inside `weights_follow`: their weights are loaded afterwards."""
     return _follow.get()
 
 
@@ -36,11 +36,11 @@ def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
     """Read a saved learner, a mapping {specification, frozen, weights}, from a file or from the folder of a run.
 
     Args:
-        path: the file, or the folder of a run, whose best learner is read.
+        path: the file, or the folder of a run. From a folder, the best learner is read.
         rebuild: whether the specification is needed.
 
     Raises:
-        UsageError: the file has no learner, or the specification is needed and was not saved.
+        UsageError: the file has no learner, or no specification although `rebuild` is true.
     """
     state = checkpoint.load(checkpoint.file_of(path))
     saved = state.get("best", state.get("learner"))

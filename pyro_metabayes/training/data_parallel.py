@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
     """Raise a UsageError if the tasks of a step cannot be divided equally among the processes.
 
-    With unequal numbers of tasks, the mean over processes would not be the mean over tasks.
+    With unequal numbers of tasks, the mean over processes is not the mean over tasks.
     """
     if num_tasks % processes:
         raise UsageError(
@@ -34,12 +34,14 @@ def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
 
 
 class TaskShard:
-    """The tasks that one process computes in every step: one of equal, contiguous parts of the tasks of the step.
+    """The part of the tasks of a step that one process computes.
 
-    Process `rank` computes part number `rank`. All parts have the same size, so the mean over processes of the mean
-    over their tasks is the mean over all tasks. Therefore the gradient that DDP averages equals the gradient of a
-    single process with all tasks. Random states are the same on all processes: each process draws the random numbers
-    of all tasks and uses those of its own tasks (`noise`).
+    The tasks of a step are divided into contiguous parts of equal size. Process number `rank` computes part number
+    `rank`. Since all parts have the same size, the gradient averaged over processes (DDP) equals the gradient of one
+    process with all tasks.
+
+    All processes have the same random state. Each process draws the random numbers of all tasks, and uses those of its
+    own tasks (`noise`).
 
     Args:
         rank: index of this process, from 0.
@@ -53,7 +55,7 @@ class TaskShard:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process has rank 0; only this process logs, validates and writes files."""
+        """Whether this process has rank 0. Only the process of rank 0 logs, validates and writes files."""
         return self.rank == 0
 
     @property
@@ -66,8 +68,8 @@ class TaskShard:
 
         Args:
             step: number of the step, from 0.
-            batch: number of the batch, from 0; the range has the tasks of this batch.
-            batches: number of batches of equal size into which this process divides its tasks of the step.
+            batch: number of the batch, from 0.
+            batches: number of batches per process and step.
         """
         size = self.size // batches
         start = step * self.num_tasks + self.rank * self.size + batch * size
@@ -116,8 +118,8 @@ class TaskShard:
 class Gradients:
     """Accumulation of the gradient of the loss of a step over batches of equal size.
 
-    All batches start from the same random state, and each uses the noise of its own tasks. So the number of batches
-    changes the memory use of a step. It changes the gradient by rounding errors only.
+    More batches need less memory per step. The gradient stays the same up to rounding errors, since each task has the
+    same noise for any number of batches.
 
     Args:
         fabric: Lightning Fabric, which has the device and the processes.
@@ -141,7 +143,7 @@ class Gradients:
             {name: value} of the terms of the loss, means over the tasks of all processes, in nats per task.
 
         Raises:
-            UsageError: batches have different numbers of tasks, so that their mean is not the mean over tasks.
+            UsageError: batches have different numbers of tasks.
         """
         terms, sizes = [], set()
         random = (torch.get_rng_state(), random_states(self.fabric.device)) if self.batches > 1 else None
@@ -159,7 +161,7 @@ class Gradients:
         return self.shard.mean(_means(terms))
 
     def _add_batch(self, step: int, batch: int, kl_weight: float) -> tuple[dict[str, Tensor], int]:
-        """Add the gradients of one batch; return the terms of its loss, and the number of its tasks."""
+        """Add the gradients of one batch. Return the terms of the loss of the batch, and the number of tasks."""
         episodes = self.stream.batch(*self.shard.task_range(step, batch, self.batches)).to(self.fabric.device)
         # Pyro checks shapes and sites only in the first step, since each check synchronises with the device.
         with pyro.validation_enabled(step == 0), self.shard.noise(batch, self.batches):

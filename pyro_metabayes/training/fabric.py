@@ -1,4 +1,4 @@
-"""Construction of Lightning Fabric objects, for a single process on any device of torch or for several processes."""
+"""Construction of Lightning Fabric objects for any device of torch, and for one or several processes."""
 
 from __future__ import annotations
 
@@ -45,18 +45,15 @@ class AnyDevice(Accelerator):
 
 
 def fabric_alone(device: torch.device) -> Fabric:
-    """Construct a Fabric for a single process.
-
-    Without this function, Fabric would join the other processes of a job of Slurm, LSF or MPI.
-    """
+    """Construct a Fabric for a single process, even in a job of Slurm, LSF or MPI with several processes."""
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
 
 
 def fabric_in_group(device: torch.device) -> Fabric:
-    """Construct a Fabric for one of the processes that torchrun started. DDP averages the gradients over all processes.
+    """Construct a Fabric for one of the processes that torchrun started.
 
-    static_graph is set, since every step uses the same subset of the parameters.
+    DDP averages the gradients over all processes. It has static_graph, since every step uses the same parameters.
     """
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
@@ -73,8 +70,8 @@ def fabric_in_group(device: torch.device) -> Fabric:
 def fabric_of_process(device: torch.device) -> Fabric:
     """Construct a Fabric for this process.
 
-    The Fabric averages gradients over all processes if torchrun, or a command, has initialised a process group.
-    Otherwise the Fabric has a single process.
+    If a process group has been initialised (by torchrun or a command), the Fabric averages gradients over all
+    processes. Otherwise it has a single process.
     """
     in_group = TorchElasticEnvironment.detect() and distributed.is_initialized()
     return fabric_in_group(device) if in_group else fabric_alone(device)

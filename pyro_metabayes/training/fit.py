@@ -1,4 +1,4 @@
-"""Training of a learner by a Python function, which the commands use too."""
+"""Training of a learner by a Python function. The commands use it too."""
 
 from __future__ import annotations
 
@@ -57,35 +57,35 @@ def fit(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
 ) -> History:
-    """Train a learner in place; at the end it has the weights with the smallest validation NLL.
+    """Train a learner in place. At the end the learner has the weights with the smallest validation NLL.
 
         learner = MetaLearner.build(network, "sib", prior="gaussian", objective="elbo", input_shape=[3, 32, 32])
         optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3)
         history = fit(learner, bank.tasks("train"), bank.tasks("val"), steps=1000, optimiser=optimiser, folder="runs/a")
 
-    Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. With a folder, the same
-    call continues an interrupted training, with the same result bit for bit. Construct learner, optimiser and scheduler
-    as before; `fit` loads their saved states. Only `steps`, `patience`, `log_every` and `callbacks` may change.
-    The folder has the files of `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
+    Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. The folder has the files
+    of `python -m experiments.run`. `MetaLearner.load(folder)` reads the best learner.
 
-    In a script that torchrun has started, after `torch.distributed.init_process_group()`, each process computes an
-    equal part of the tasks of a step. Only the first process validates, calls the callbacks and writes files.
+    With a folder, the same call continues an interrupted training, with the same result bit for bit. Construct learner,
+    optimiser and scheduler as before. Only `steps`, `patience`, `log_every` and `callbacks` may change.
+
+    For several processes, start a script with torchrun and call `torch.distributed.init_process_group()` before `fit`.
+    Each process computes an equal part of the tasks. Only the first validates, calls the callbacks and writes files.
 
     Args:
         learner: the learner to train.
-        train: training tasks, in one of three forms. A stream of tasks: each batch takes the next `batch_size` tasks.
-            Episodes or a list of Episodes: the tasks are repeated. An iterable of batches, or a function from the batch
-            number 0, 1, ... to a batch: during a call of the function torch's seed is the batch number.
+        train: training tasks. A stream: each batch takes the next `batch_size` tasks. Episodes, or a list of Episodes:
+            the tasks are repeated. An iterable of batches, or a function from the batch number 0, 1, ... to a batch:
+            while a batch is constructed, torch's seed is the batch number.
         val: validation tasks: a stream of tasks, Episodes, or a list of Episodes.
         steps: number of steps of the optimiser; 0: the learner is saved untrained.
-        optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device,
-            or an `Optimisation`; None: Adam with a cosine schedule of the learning rate from 1e-3 to 0.
-        scheduler: any torch scheduler of this optimiser; `fit` calls its `step` after every step, or, for
-            ReduceLROnPlateau, with the NLL after every validation. None: constant learning rates.
-        accumulate: number of batches per step, whose gradients are averaged. Up to rounding errors, one batch with all
-            these tasks has the same result.
-        callbacks: functions that are called with the metrics of each logged step, an entry of `History.lines`. Random
-            numbers that they draw do not change the training.
+        optimiser: any torch optimiser of parameters of the learner, or an `Optimisation`. Move the learner to its
+            device first. None: Adam with a cosine schedule of the learning rate from 1e-3 to 0.
+        scheduler: any torch scheduler of the optimiser. Its `step` is called after every step, or after every
+            validation with the NLL for ReduceLROnPlateau. None: constant learning rates.
+        accumulate: number of batches per step. The gradients of the batches are averaged.
+        callbacks: functions of the metrics of a logged step (an entry of `History.lines`), called at every logged step.
+            Their random numbers do not change the training.
         patience: number of successive validations without a smaller NLL after which training ends; None: never.
         folder: folder of checkpoint and log; None: no files are written.
         batch_size: number of tasks per batch; unused if `train` consists of batches.
@@ -95,19 +95,19 @@ def fit(
         clip_each: largest norm of the gradient of each parameter; 0: no clipping.
         on_nan: reaction to a loss or gradient that is not finite: "stop" the training, or "skip" the step.
         log_every: number of steps between two logged lines.
-        validate_every: number of steps between two validations and saves; the last step is always validated.
+        validate_every: number of steps between two validations and saves. The last step is always validated.
         validation_tasks: number of validation tasks; None: all tasks of `val`, or 100 tasks if `val` is endless.
         seed: seed of the random draws for the metrics of logged steps and validations.
-        config: plain values to store in the checkpoint, from a caller that has locked the folder and checked that it
-            holds no other training; None: `fit` locks and checks the folder.
+        config: plain values to store in the checkpoint. The caller must then have locked and checked the folder. None:
+            `fit` locks the folder, and checks that it holds no other training.
 
     Returns:
         The metrics of the logged steps, and how the training ended.
 
     Raises:
-        UsageError: arguments do not fit together, tasks are not suitable for the learner, the training has diverged, or
-            the folder holds another training or is in use.
-        Interrupted: after SIGINT; the message says how to continue.
+        UsageError: arguments or tasks do not fit, the training has diverged, the folder holds another training, or the
+            folder is in use.
+        Interrupted: after SIGINT. The message says how to continue.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
     check_callables("callbacks", callbacks)
@@ -175,15 +175,15 @@ def _description(
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
-    """Return the stream of training tasks, and the number of its entries (tasks, or whole batches) per batch."""
+    """Return the stream of training tasks, and the number of tasks (or of whole batches in the stream) per batch."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size
     if processes > 1 or not (callable(train) or isinstance(train, Iterable)):
         raise UsageError(
-            "expected train to be a TaskStream, Episodes or a list of Episodes (or, with a single process, an iterable "
-            f"of batches or a function that returns a batch), got an object of type {type(train).__name__}; "
-            'for a Bank pass bank.tasks("train")'
+            "expected train to be a TaskStream, Episodes, a list of Episodes or (with a single process) an iterable or "
+            f"a function of batches, got an object of type {type(train).__name__}; for a Bank pass "
+            'bank.tasks("train")'
         )
     return BatchStream(train, kept=accumulate), 1
 
@@ -191,9 +191,9 @@ def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, pr
 def _optimisation(
     learner: MetaLearner, optimiser: Optimizer | Optimisation | None, scheduler: LRScheduler | None, steps: int
 ) -> Optimisation | None:
-    """Combine the optimiser and scheduler of the caller; None if the default optimiser is to be used."""
+    """Combine the optimiser and scheduler of the caller; None stands for the default optimiser."""
     if optimiser is None or isinstance(optimiser, Optimisation):
         if scheduler is not None:
-            raise UsageError("expected the torch optimiser of the scheduler, got none; pass optimiser= as well")
+            raise UsageError("expected optimiser= together with scheduler=, got a scheduler only; pass its optimiser")
         return optimiser
     return OptimisationByUser(learner, optimiser, scheduler, steps)

@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Context manager in which the first SIGINT or SIGTERM only sets `requested`; a second signal stops at once.
+    """Context manager in which the first SIGINT or SIGTERM only sets `requested`. A second signal stops at once.
 
-    This lets the training finish its step: an interrupted step would leave optimiser and parameters inconsistent.
+    The training can thus finish its step. An interrupted step would leave optimiser and parameters inconsistent.
     """
 
     requested: bool = False

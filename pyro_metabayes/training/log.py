@@ -16,7 +16,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, within
 
 
 def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace values that are not finite by None (null in JSON), since JSON has no NaN.
+    """Replace values that are not finite by None, which is null in JSON. JSON has no NaN.
 
     Args:
         line: {name: metric} of one logged step.
@@ -31,7 +31,7 @@ def _or_null(value: Any) -> Any:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file; if the line does not fit on the disk, the file stays unchanged.
+    """Append a line of JSON to a file. If the line does not fit on the disk, the file stays unchanged.
 
     Args:
         path: the file.
@@ -90,7 +90,7 @@ class Log:
             self.lines = truncate_after(within(self._path.parent, self._path.name), step)
 
     def append(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the metrics of a step; return the stored line, with None for values that are not finite."""
+        """Add the metrics of a step. Return the stored line, with None for values that are not finite."""
         kept = null_nonfinite(line)
         if self._path is not None:
             append(self._path, kept)
@@ -98,9 +98,9 @@ class Log:
         return kept
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Return whether training ends early, since the smallest validation NLL is at least `patience` validations old.
+        """Return whether `patience` validations or more have passed since the smallest validation NLL.
 
-        None as `patience` never ends training.
+        Training then ends early. With `patience` None, the result is always false.
         """
         if patience is None or not (scores := validation_scores(self.lines)):
             return False
@@ -117,9 +117,9 @@ class History:
     """Result of a training: the logged metrics, and how the training ended.
 
     Attributes:
-        lines: {name: metric} of each logged step: step, seconds, the terms of the loss in nats per task, scores of the
-            approximate posterior, and metrics of posterior collapse. Validated steps also have val_nll and its
-            Monte-Carlo bias val_nll_bias in nats per query, and in classification val_accuracy, 0 to 1.
+        lines: {name: metric} of each logged step. Metrics are step, seconds, the terms of the loss in nats per task,
+            scores of the approximate posterior, and metrics of posterior collapse. Validated steps also have val_nll
+            and the Monte-Carlo bias val_nll_bias in nats per query. In classification they have val_accuracy, 0 to 1.
         steps: number of steps taken.
         stopped_early: whether training ended early because the validation NLL no longer decreased (`patience`).
         seconds: training time in seconds.
@@ -136,10 +136,10 @@ class History:
     def best(self) -> Mapping[str, Any]:
         """Metrics of the validated step with the smallest validation NLL.
 
-        After the training the learner has the weights that it had after this step.
+        After the training, the learner has the weights of this step.
         """
         if not (scores := validation_scores(self.lines)):
-            raise UsageError("expected a training with a validation, got a training of 0 steps; train for steps >= 1")
+            raise UsageError("expected a training with a validation, got a training of 0 steps; set steps >= 1")
         return [line for line in self.lines if "val_nll" in line][scores.index(min(scores))]
 
     def curve(self, name: str) -> tuple[list[int], list[Any]]:
@@ -153,7 +153,7 @@ class History:
 
 
 def progress_values(line: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metrics that the progress bar shows (loss, and accuracy or NLL) as text; {} for a skipped step."""
+    """Return the metrics of the progress bar as text: loss, and accuracy or NLL. A skipped step has none: {}."""
     if line["loss"] is None:
         return {}
     formats = {"loss": "{:.4g}"} | ({"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"})

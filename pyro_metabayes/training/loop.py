@@ -37,11 +37,11 @@ Callback = Callable[[Mapping[str, Any]], object]
 
 
 class MetaTraining:
-    """Training loop of a learner on tasks 0, 1, 2, ... of a stream; `run` trains or resumes.
+    """Training loop of a learner on tasks 0, 1, 2, ... of a stream. The method `run` trains or resumes.
 
     `checkpoint.pt` in the folder has the last and the best learner (smallest validation NLL), the optimiser, the random
-    state and the step. `metrics.jsonl` has one line per logged step. With several processes, each computes an equal
-    part of the tasks of a step; only the first process validates, calls callbacks and writes files.
+    state and the step. `metrics.jsonl` has one line per logged step. Every process computes an equal part of the tasks
+    of a step. Only the first process validates, calls callbacks and writes files.
 
     Args:
         learner: the learner to train.
@@ -52,7 +52,7 @@ class MetaTraining:
         fabric: Lightning Fabric, which has the device and the processes.
         config: plain values to store in the checkpoint.
         seed: seed of the random draws for the metrics of logged steps and validations.
-        optimisation: the optimiser with its learning-rate schedule; None: those that `settings` describes.
+        optimisation: the optimiser with its learning-rate schedule; None: as `settings` describes.
         accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
         patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
         callbacks: functions that are called with the metrics of each logged step.
@@ -88,7 +88,7 @@ class MetaTraining:
         self.log = Log(folder if self.shard.is_first else None)
 
     def run(self) -> MetaLearner:
-        """Train to the last step, from the checkpoint in the folder if there is one; return the best learner."""
+        """Train to the last step, and return the best learner. A checkpoint in the folder is continued."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
@@ -134,7 +134,7 @@ class MetaTraining:
         self._saved_step = self.state.step
 
     def _step(self) -> dict[str, Tensor]:
-        """Take a step of the optimiser; return the terms of the loss (nats per task, means over all processes)."""
+        """Take a step of the optimiser. Return the terms of the loss in nats per task, means over all processes."""
         state, settings = self.state, self.settings
         self._optimisation.start_step(state.step)
         self.learner.zero_grad()  # not that of the optimiser, which need not have all parameters
@@ -161,7 +161,7 @@ class MetaTraining:
         return self.state.step, f"the last good checkpoint: {where}"
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
-        """Log the metrics of this step; return the values that the progress bar shows."""
+        """Log the metrics of this step. Return the values for the progress bar."""
         self._nonfinite.check(self._progress()[1])  # a non-finite step is neither logged nor saved
         line = self.shard.broadcast(self._line(terms, validate) if self.shard.is_first else {})
         if validate:
@@ -174,7 +174,7 @@ class MetaTraining:
         return progress_values(line)
 
     def _line(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
-        """Compute the metrics of this step, and those of a validation if `validate`."""
+        """Compute the metrics of this step and, if `validate`, the metrics of a validation."""
         line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
         line |= step_metrics(self.learner, self._last_tasks, {k: v.item() for k, v in terms.items()}, self.seed)
         if validate:

@@ -1,4 +1,4 @@
-"""Detection of the first non-finite quantity of a training run, without synchronising with the device in each step."""
+"""Detection of the first non-finite quantity of a training run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHOWN = 3  # largest number of quantities that a message names
 
 
 class NonFiniteMonitor:
-    """Record of the first training step with a non-finite loss term, gradient or parameter, and of these quantities.
+    """Record of the first non-finite loss terms, gradients or parameters of a training, and of the step.
 
-    Within a step, gradients are computed from the loss terms, and parameters from the gradients. So the first of these
-    three kinds that is not finite is the cause. Only `check` synchronises with the device.
+    Within a step, loss terms come first, then gradients, then parameters. The first of these that is not finite is the
+    cause. Only `check` synchronises with the device.
 
     Args:
         learner: the learner in training.
@@ -65,10 +65,10 @@ class NonFiniteMonitor:
 
     @contextmanager
     def watch(self, progress: Callable[[], tuple[int, str]]) -> Iterator[None]:
-        """Context manager that turns a failed matrix factorisation into a UsageError.
+        """Context manager that converts the error of a failed matrix factorisation to a UsageError.
 
         Args:
-            progress: function that returns the number of the last step, and a description of the last checkpoint.
+            progress: function that returns the number of the last step and a description of the last checkpoint.
         """
         try:
             yield
@@ -81,7 +81,7 @@ class NonFiniteMonitor:
             ) from None
 
     def check(self, last_checkpoint: str) -> None:
-        """Raise a UsageError if a non-finite step was recorded; the message ends with the text `last_checkpoint`."""
+        """Raise a UsageError if a non-finite step was recorded. The message ends with the text `last_checkpoint`."""
         if (step := int(self.first_step)) < 0:
             return
         bad = [name for name, flag in self.causes.items() if flag]

@@ -73,7 +73,7 @@ def kl_weight_at(weight: Any, step: int) -> float:
     """Return the KL weight of a step.
 
     Args:
-        weight: a constant, or {start, end, steps}: linear warm-up from start to end over `steps` steps, then constant.
+        weight: a constant, or {start, end, steps} for a linear warm-up over `steps` steps, with `end` from then on.
         step: number of the step, from 0.
     """
     schedule = dict(weight) if isinstance(weight, Mapping) else {"start": weight, "end": weight, "steps": 1}
@@ -83,8 +83,8 @@ def kl_weight_at(weight: Any, step: int) -> float:
         schedule = {"?": weight}
     if schedule or not 0 < min(start, end) < math.inf or steps < 1:
         raise UsageError(
-            "expected train.kl_weight to be a number > 0, or {start: 1e-6, end: 1.0, steps: 1000} "
-            f"(Pyro does not accept 0), got {weight}"
+            "expected train.kl_weight to be a number > 0 (Pyro does not accept 0), or a warm-up such as "
+            f"{{start: 1e-6, end: 1.0, steps: 1000}}, got {weight}"
         )
     return start + (end - start) * min(step / steps, 1.0)
 
@@ -98,7 +98,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UsageError(
-            "expected a learner with parameters to train, got model and guide without any; use a guide with parameters"
+            "expected a learner with parameters to train, got none in model and guide; use a guide with parameters"
         )
     rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
@@ -120,7 +120,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
 
 
 def rate_of(name: str, keys: Iterable[str]) -> str:
-    """Return the longest key of train.learning_rates that equals the parameter name or is a prefix of it, else ""."""
+    """Return the longest key of train.learning_rates that equals `name` or is a prefix of `name`, else ""."""
     return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 
@@ -148,7 +148,7 @@ def _current_rates(settings: TrainSettings, trainable: Mapping[str, nn.Parameter
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
-    """Clip the gradient as in TrainSettings: first its entries, then its norm per parameter, then its total norm."""
+    """Clip the gradient by TrainSettings: first the entries, then the norm per parameter, then the total norm."""
     for parameter in (parameter for parameter in learner.parameters() if parameter.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
@@ -161,8 +161,8 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
     """Take a step of the optimiser, and undo the step if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without host synchronisation. Adam is an exception
-    on devices other than CUDA and XPU: its step count is on the host, so the host waits for `nonfinite`.
+    Parameters, moments and step counts are restored on the device, without host synchronisation. An exception is Adam
+    on devices other than CUDA and XPU: the step count is on the host, which must wait for `nonfinite`.
 
     Args:
         nonfinite: boolean tensor [], whether the loss or a gradient of this step is not finite.
@@ -185,7 +185,7 @@ def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
-    """Set the learning rates of a step. They depend only on settings and step, so checkpoints do not store them."""
+    """Set the learning rates of a step, which depend only on settings and step."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
@@ -193,7 +193,7 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
 
 
 def compile_networks(learner: nn.Module) -> None:
-    """Compile in place the modules that are marked `pure`: functions of tensors without Pyro effects."""
+    """Compile in place the modules marked `pure`, i.e. functions of tensors without Pyro effects."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile()

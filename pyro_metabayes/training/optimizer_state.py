@@ -1,4 +1,4 @@
-"""The optimiser of a training run, and its state in a checkpoint, which stores the names of the parameters."""
+"""The optimiser of a training run, and the state of the optimiser in a checkpoint, by names of parameters."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from pyro_metabayes.training.optimisation import TrainSettings, make_optimizer, 
 
 @runtime_checkable
 class Optimisation(Protocol):
-    """Protocol of an optimiser with its learning-rate schedule, whose states are saved in a checkpoint."""
+    """Protocol of an optimiser with a learning-rate schedule. Checkpoints store the states of both."""
 
     optimizer: Optimizer
 
     def start_step(self, step: int) -> None:
-        """Prepare step number `step`, from 0; the training loop calls this before every step."""
+        """Prepare step number `step`, from 0. The training loop calls this before every step."""
 
     def end_step(self) -> None:
-        """Update the schedule; the training loop calls this after every step."""
+        """Update the schedule. The training loop calls this after every step."""
 
     def end_validation(self, nll: float) -> None:
-        """Update the schedule; the training loop calls this after every validation with the NLL in nats per query."""
+        """Update the schedule after a validation, given the NLL in nats per query."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain values and tensors, for a checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Restore the state from a checkpoint; `weights` are the names of the weights in this checkpoint."""
+        """Restore the state from a checkpoint. `weights` are the names of the weights in the checkpoint."""
 
 
 class OptimisationBySettings:
     """The optimiser and learning-rate schedule that TrainSettings describes.
 
-    The learning rates depend only on settings and step, so a resumed run may change them.
+    A resumed run may change the learning rates, since they depend only on settings and step.
 
     Args:
         learner: the learner to train.
@@ -71,7 +71,7 @@ class OptimisationBySettings:
 def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
     """Return the `state_dict` of the optimiser, with an additional entry "names".
 
-    The optimiser numbers its parameters 0, 1, ...; entry i of "names" is the name of parameter i.
+    The optimiser numbers parameters 0, 1, ... Entry i of "names" is the name of parameter i.
     """
     name_of = {parameter: name for name, parameter in learner.named_parameters()}
     names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -81,16 +81,16 @@ def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
 def restore_optimizer(
     optimizer: Optimizer, state: Mapping[str, Any], learner: nn.Module, weights: Iterable[str]
 ) -> None:
-    """Restore the moments of an optimiser. Learning rates and other options keep their values, which may be new.
+    """Restore the moments of an optimiser. Learning rates and other options are not changed.
 
     Args:
         optimizer: the optimiser, whose moments are replaced.
         state: the result of `optimizer_state` in a checkpoint.
         learner: the learner whose parameters are trained.
-        weights: names of the weights in the checkpoint; needed for files of version 0.1, whose moments have no names.
+        weights: names of the weights in the checkpoint. They are needed for version 0.1, which saved no names.
 
     Raises:
-        UsageError: the optimiser has other parameter groups than the saved one.
+        UsageError: the parameter groups are not those of the saved optimiser.
     """
     own = optimizer_state(optimizer, learner)
     number_of = {name: number for number, name in enumerate(own["names"])}
@@ -98,8 +98,8 @@ def restore_optimizer(
     names = [current_name(name, number_of) for name in saved_names]
     if _layout(own["param_groups"], own["names"]) != _layout(state["param_groups"], names):
         raise UsageError(
-            "expected the train.optimizer, backbone.frozen and names in train.learning_rates of the interrupted run, "
-            "got different values; set these three settings as before, or start a new run"
+            "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the interrupted "
+            "run, got other values; set these three settings as before, or start a new run"
         )
     moments = {number_of[str(names[number])]: values for number, values in state["state"].items()}
     _check_moments(moments, optimizer)
@@ -117,13 +117,13 @@ def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimize
 
 
 def _names_in_groups(state: Mapping[str, Any], weights: Iterable[str], number_of: Mapping[str, int]) -> list[str]:
-    """Reconstruct the parameter names, which version 0.1 did not save: by group, then in the order of the weights."""
+    """Return the parameter names for a checkpoint of version 0.1: by group, then in the order of the weights."""
     trainable = [name for name in weights if current_name(name, number_of) in number_of]
     keys = [group["name"] for group in state["param_groups"]]
     return [name for key in keys for name in trainable if rate_of(name, keys) == key]
 
 
 def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
-    """Return the names of options and parameters of each group, sorted, to compare the groups of two optimisers."""
+    """Return the sorted names of options and parameters of each group, to compare two optimisers."""
     layout = [(sorted(group), sorted(str(names[number]) for number in group["params"])) for group in groups]
     return sorted(layout, key=str)

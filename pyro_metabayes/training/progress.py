@@ -1,4 +1,4 @@
-"""Progress of long computations: a bar on a terminal, otherwise plain lines at intervals."""
+"""Progress of long computations: a bar on a terminal, or else plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INTERVAL = 5.0  # seconds between plain lines
 
 
 class PlainLines:
-    """Progress display that prints a line "TITLE: N of TOTAL UNIT", with the latest values, at most once per interval.
+    """Progress display that prints a line "TITLE: N of TOTAL UNIT" with the latest values, once per interval.
 
-    Work that takes less than one interval prints nothing. The lines go to the standard output, so that the standard
-    error output contains only errors.
+    Work that takes less than one interval prints nothing. Lines go to the standard output, not to the standard error
+    output.
 
     Args:
         title: name of the work.
@@ -46,7 +46,7 @@ class PlainLines:
             print(f"{self.title}: {self.done} of {self.total} {self.unit}{self.values}", flush=True)
 
     def set_postfix(self, **values: str) -> None:
-        """Set the values that the following lines show, such as loss="0.5"."""
+        """Set the values for the following lines, such as loss="0.5"."""
         self.values = "".join(f", {name} {value}" for name, value in values.items())
 
 
@@ -77,7 +77,7 @@ def counted(
     """Iterate over values and show the progress.
 
     Args:
-        values: the values; if they have no length, `total` is needed.
+        values: the values. If they have no length, pass `total`.
         title: name of the work.
         unit: name of the counted units, in the plural.
         total: number of values; None: the length of `values`.

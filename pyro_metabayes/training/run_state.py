@@ -1,4 +1,4 @@
-"""State of a training run between two steps, which is saved in a checkpoint and restored when a run is resumed."""
+"""State of a training run between two steps. It is saved in a checkpoint, and restored when a run is resumed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RunState:
             num_steps: number of steps of the training.
 
         Raises:
-            UsageError: the checkpoint belongs to another training or learner, is damaged, or has over num_steps steps.
+            UsageError: the checkpoint is damaged, belongs to another training, or has more than num_steps steps.
         """
         if (path := within(folder, "checkpoint.pt")).exists():
             with expecting(f"the checkpoint of an interrupted run in {folder}"):
@@ -103,8 +103,8 @@ class RunState:
         step = count_of(training["step"])
         if step > num_steps:
             raise UsageError(
-                f"expected steps >= {step}, since the training in {folder} has already taken {step} steps, got "
-                f"steps={num_steps}; increase steps"
+                f"expected steps >= {step}, the number of steps already taken in {folder}, got steps={num_steps}; "
+                "increase steps"
             )
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.refuse_other(state["learner"]["weights"])

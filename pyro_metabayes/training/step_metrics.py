@@ -28,10 +28,10 @@ LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 @torch.no_grad()
 def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskScores, Spread]:
-    """Compute the logged scores of the posterior, and the spreads of prior and posterior, of each task.
+    """Compute, for each task, the logged scores of the posterior and the spreads of prior and posterior.
 
-    The random state of training does not change. Pyro's validation is off, so that parameters that overflow lead to a
-    non-finite metric and not to an exception.
+    The random state of training does not change. Pyro's validation is off: parameters that overflow give a non-finite
+    metric, not an exception.
 
     Args:
         learner: the learner in training.
@@ -59,7 +59,7 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
         spreads: spreads of prior and posterior of each task, from `measure`.
 
     Returns:
-        The logged scores and the collapse metrics by name, in this order; None for a metric that is not defined.
+        The logged scores and then the collapse metrics, by name; None for a metric that is not defined.
     """
     logged = logged_scores()
     means = {score.name: score.pooled(scores[score.name]) if score.name in scores else None for score in logged}
@@ -69,7 +69,9 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
 def step_metrics(
     learner: MetaLearner, tasks: Callable[[], Episodes], terms: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
-    """Compute the metrics of a training step for a line of metrics.jsonl; all are None if the loss is not finite.
+    """Compute the metrics of a training step for a line of metrics.jsonl.
+
+    All metrics are None if the loss is not finite.
 
     Args:
         learner: the learner in training.
@@ -78,9 +80,10 @@ def step_metrics(
         seed: seed of all draws of w.
 
     Returns:
-        Terms of the loss and metrics by name. elbo is log_likelihood - kl, or None if -loss is not a lower bound on the
-        log evidence. If the KL has a closed form, kl is the KL term of the loss. Otherwise kl is the estimate of
-        `measure`, which is more precise than the term of the loss; its standard error is kl_monte_carlo_error.
+        Terms of the loss and metrics by name, among them
+        elbo: log_likelihood - kl; None if -loss is not a lower bound on the log evidence.
+        kl: the KL term of the loss if it has a closed form, else the more precise estimate of `measure`.
+        kl_monte_carlo_error: standard error of this estimate.
     """
     if not math.isfinite(terms["loss"]):
         return dict.fromkeys((*terms, *LOGGED_METRICS))
@@ -97,9 +100,9 @@ def step_metrics(
 def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int, seed: int) -> dict[str, float]:
     """Compute the NLL of the approximate posterior on validation tasks, and the accuracy in classification.
 
-    All validations of a training have the same tasks and the same random numbers, so most of the Monte-Carlo noise
-    cancels in their differences. For a Gaussian posterior of a linear model the NLL is exact. Otherwise it has a
-    Monte-Carlo bias, which is larger for wider posteriors; val_nll_bias is an estimate of this bias.
+    All validations of a training have the same tasks and random numbers. Most of the Monte-Carlo noise thus cancels in
+    differences between validations. The NLL is exact for a Gaussian posterior of a linear model. Otherwise it has a
+    Monte-Carlo bias, which is larger for wider posteriors and is estimated by val_nll_bias.
 
     Args:
         learner: the learner in training.

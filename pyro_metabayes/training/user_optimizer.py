@@ -1,4 +1,4 @@
-"""Training with a torch optimiser of the user, and a torch scheduler of its learning rates."""
+"""Training with a torch optimiser and a torch learning-rate scheduler of the user."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class OptimisationByUser:
     Checkpoints store the states of optimiser and scheduler, including the learning rates.
 
     Args:
-        learner: the learner; a note is printed if the optimiser lacks some trained parameters of the learner.
+        learner: the learner. A note is printed if the optimiser lacks some of the trained parameters.
         optimiser: optimiser of some or all parameters of the learner.
         scheduler: scheduler of this optimiser; None: constant learning rates.
         steps: number of steps of the training.
 
     Raises:
-        UsageError: the optimiser has parameters of another module, has only frozen parameters or needs a closure; the
-            scheduler has another optimiser, ends before the training does, or maximises the NLL; or the state of
-            optimiser or scheduler cannot be saved.
+        UsageError: for one of these reasons:
+            the optimiser has parameters of another module, has only frozen parameters, or needs a closure;
+            the scheduler has another optimiser, ends before the training, or maximises the NLL;
+            the state of optimiser or scheduler cannot be saved.
     """
 
     def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
@@ -41,8 +42,8 @@ class OptimisationByUser:
             check_plain(self.state_dict())
         except ValueError as error:
             raise UsageError(
-                "expected an optimiser and a scheduler whose state can be saved (numbers, text, tensors, and lists or "
-                f"dicts of these), got a state that cannot: {error}"
+                "expected an optimiser and a scheduler with a state of numbers, text, tensors, and lists or dicts of "
+                f"these, got a state that cannot be saved: {error}"
             ) from None
 
     def start_step(self, step: int) -> None:
@@ -61,12 +62,12 @@ class OptimisationByUser:
         return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler, "constructed": self._constructed}
 
     def _options(self) -> dict[str, Any]:
-        """Return {name: value} of the current options of the optimiser's groups and of the scheduler."""
+        """Return the current options of optimiser and scheduler by name."""
         groups = self.optimizer.state_dict()["param_groups"]
         return _named_options(groups, {} if self.scheduler is None else self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Restore a state from a checkpoint; raise a UsageError if it belongs to another optimiser or scheduler."""
+        """Restore a state from a checkpoint. The state of another optimiser or scheduler raises a UsageError."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
             raise UsageError(
                 "expected the optimiser and scheduler of the interrupted training, got a different optimiser or "
@@ -83,7 +84,7 @@ class OptimisationByUser:
     def _refuse_other_options(self, state: Mapping[str, Any]) -> None:
         """Raise a UsageError if optimiser or scheduler have other options than in the interrupted training.
 
-        The options may be those at the start of that training, or those in its last checkpoint.
+        Options of the start of the interrupted training and options of the last checkpoint are both accepted.
         """
         if (constructed := state.get("constructed")) is None:  # a checkpoint of an earlier version
             return
@@ -111,9 +112,9 @@ def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
 
 
 def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {name: value} of all options of optimiser and scheduler, with values that `==` can compare.
+    """Return all options of optimiser and scheduler by name, with values that `==` can compare.
 
-    If there are several parameter groups, the names contain the number of the group.
+    With several parameter groups, the names contain the number of the group.
     """
     options = {
         name if len(groups) == 1 else f"{name} of group {number}": _comparable(value)
@@ -124,7 +125,7 @@ def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, 
 
 
 def _comparable(value: Any) -> Any:
-    """Convert tensors and sequences in a value to lists, so that `==` gives a single truth value."""
+    """Convert tensors and sequences in a value to lists. The operator `==` then gives a single truth value."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -136,6 +137,6 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) ->
     if own.keys() != saved.keys():
         different = ", ".join(sorted(map(str, own.keys() ^ saved.keys())))
         raise UsageError(
-            f"expected the {what} of the interrupted training, got a {what} with other options ({different} occur in "
-            f"only one of the two); construct the {what} as before"
+            f"expected the {what} of the interrupted training, got a {what} with other options (only one of them has "
+            f"{different}); construct the {what} as before"
         )

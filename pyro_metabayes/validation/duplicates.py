@@ -1,4 +1,4 @@
-"""Detection of identical inputs in a bank (a dataset of classes): in two splits, in one class, or with two labels."""
+"""Detection of identical inputs in a bank (data set): in two splits, in one class, or with two labels."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Kind(NamedTuple):
 
 
 def note_duplicates(bank: Bank, where: str) -> None:
-    """Print a note if a bank (dataset of classes) has identical inputs. The inputs are not removed.
+    """Print a note if a bank (data set) has identical inputs. The inputs are not removed.
 
     Args:
-        bank: the bank. Its function `origin` returns the name of an input. Only inputs in memory are checked.
+        bank: the bank. Only inputs in memory are checked.
         where: the file or folder of the data, for the note.
     """
     if not isinstance(bank.inputs, Tensor):
@@ -65,7 +65,7 @@ def note_equal_keys(
 
 
 def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> Iterator[Kind]:
-    """Find inputs with the same key; yield a `Kind` (description, number, example) for each kind of duplicates.
+    """Find inputs with the same key. Yield a `Kind` (description, number, example) for each kind of duplicates.
 
     Args:
         keys: hash of each of M inputs [M].
@@ -94,9 +94,13 @@ def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> 
 def row_keys(rows: np.ndarray) -> np.ndarray:
     """Compute a hash of the bytes of each of the M rows of a contiguous array [M, number of columns].
 
-    The hash is sum_i a_i w_i + b_i v_i mod 2^64 over the 8-byte words w_i of a row, with random a_i and b_i. v_i has
-    the bytes of w_i in reverse order; without v_i, differences in the high bytes would rarely change the hash. Two rows
-    that differ have the same hash with a probability of at most 2^-56.
+    The hash is
+
+        sum_i a_i w_i + b_i v_i mod 2^64,
+
+    where w_i are the 8-byte words of a row, v_i has the bytes of w_i in reverse order, and a_i and b_i are random. The
+    words v_i make the hash depend on the high bytes. Two different rows have the same hash with a probability of at
+    most 2^-56.
     """
     data = rows.view(np.uint8)
     words = data.shape[1] // 8

@@ -17,8 +17,8 @@ SHOWN = 3  # largest number of names in a note
 def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     """Raise a UsageError for an optimiser that cannot train this learner.
 
-    The optimiser must have only parameters of the learner, and at least one trained parameter. Its `step` must not need
-    a closure.
+    The optimiser must have only parameters of the learner, at least one trained parameter, and a `step` without
+    closure.
     """
     if not isinstance(optimiser, Optimizer):
         raise UsageError(
@@ -29,8 +29,8 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     others = [value for group in optimiser.param_groups for value in group["params"] if id(value) not in own]
     if others:
         raise UsageError(
-            f"expected an optimiser of parameters of this learner, got one with {len(others)} parameters of another "
-            "module; construct the optimiser from learner.parameters()"
+            f"expected an optimiser of parameters of this learner, got an optimiser with {len(others)} parameters of "
+            "another module; construct the optimiser from learner.parameters()"
         )
     if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
         raise UsageError(
@@ -69,13 +69,11 @@ def _check_length(scheduler: LRScheduler, steps: int) -> None:
     length = getattr(scheduler, "total_steps", None)
     if isinstance(length, int) and length < steps:
         raise UsageError(
-            f"expected a scheduler of at least {steps} steps, the length of the training, got "
+            f"expected a scheduler of at least {steps} steps, like the training, got "
             f"{type(scheduler).__name__} with total_steps={length}; pass total_steps={steps}"
         )
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
-        raise UsageError(
-            'expected ReduceLROnPlateau with mode="min", since the NLL is minimised, got mode="max"; remove mode='
-        )
+        raise UsageError('expected ReduceLROnPlateau with mode="min" for the NLL, got mode="max"; remove mode=')
 
 
 def note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:

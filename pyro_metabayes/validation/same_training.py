@@ -1,4 +1,4 @@
-"""Check that the training in a folder is the one that a call of `fit` describes, so that the call can continue it."""
+"""Check that a call of `fit` continues the training in a folder, and does not describe another training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PRECISION = 1e-3  # tolerance for moments of the same tasks, since rounding depe
 
 
 def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
-    """Compute shapes and moments of the first tasks of a stream, to check that a resumed training has the same tasks.
+    """Compute shapes and moments of the first tasks of a stream. A resumed training must have the same ones.
 
-    Moments are None if reading the same tasks twice gives different values, as with augmentation by random numbers of
-    numpy.
+    Moments are None if the same tasks have different values when they are read again, for example because of
+    augmentation with random numbers of numpy.
 
     Args:
         stream: stream of tasks.
@@ -53,7 +53,10 @@ def _of_tasks(values: Tensor) -> list[list[float]]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether two descriptions have equal shapes and, if both have moments, moments equal up to rounding."""
+    """Return whether two descriptions have the same shapes and moments, up to rounding.
+
+    Moments are not compared if one description has none.
+    """
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return bool(one == other)
     if one["shape"] != other["shape"]:
@@ -69,12 +72,12 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
-    """Raise a UsageError if a call of `fit` does not continue the training in its folder.
+    """Raise a UsageError if a call of `fit` does not continue the training in the folder.
 
     Args:
         saved: plain values in the checkpoint of the folder; empty for a checkpoint of an earlier version.
-        config: plain values of the new training; `fit` describes its training under the key "fit". Without this key
-            nothing is checked, since commands compare their settings themselves.
+        config: plain values of the new training. The key "fit" has the description by `fit`. Without this key nothing
+            is checked: commands compare the settings themselves.
         folder: the folder of the training.
 
     Raises:
@@ -84,7 +87,7 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
         return
     if FIT not in saved:
         raise UsageError(
-            f"expected the folder of a training by fit, got {folder}, which a command has written; continue that run "
+            f"expected the folder of a training by fit, got the folder {folder} of a command; continue that run "
             f"with python -m experiments.run resume={folder}, or pass another folder"
         )
     for name, now in config[FIT].items():

@@ -1,4 +1,4 @@
-"""Checks of the splits that users pass, which assign classes to training, validation and test."""
+"""Checks of the splits that users pass. Splits assign classes to training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_metabayes.errors import UsageError
 
 
 def check_form_of_splits(splits: object) -> None:
-    """Raise a UsageError unless `splits` is a mapping with a list of class labels for each split."""
+    """Raise a UsageError if `splits` is not a mapping with a list of class labels for each split."""
     if not isinstance(splits, Mapping) or not all(_lists_labels(given) for given in splits.values()):
         raise UsageError(
             "expected splits with the class labels of each split, as {'train': range(64), 'val': range(64, 80)}, got "
@@ -23,7 +23,7 @@ def _lists_labels(given: object) -> bool:
 
 
 def check_labels_of_splits(splits: Mapping[str, Sequence[int] | Sequence[str]], names: np.ndarray) -> None:
-    """Raise a UsageError if a label in the splits is not among `names`, the labels of the dataset."""
+    """Raise a UsageError if a label in the splits is not a label of the data set; `names` lists these labels."""
     for split, given in splits.items():
         if absent := [label for label in given if label not in names]:
             raise UsageError(
@@ -35,7 +35,7 @@ def check_labels_of_splits(splits: Mapping[str, Sequence[int] | Sequence[str]], 
 def check_splits(splits: Mapping[str, np.ndarray], allowed: Sequence[str]) -> None:
     """Raise a UsageError for an unknown split, or for a class in two splits.
 
-    A test class that is also in another split would not be new at test.
+    A test class must be unseen in training.
     """
     if unknown := [name for name in splits if name not in allowed]:
         raise UsageError(f"expected the splits {', '.join(allowed)}, got '{unknown[0]}'; rename '{unknown[0]}'")

@@ -56,7 +56,7 @@ def check_structure(data: Observed) -> None:
 
 
 def fits(got: Sequence[int], shape: Sequence[int | None]) -> bool:
-    """Return whether the shape `got` of an input equals `shape`, in which None stands for any size."""
+    """Return whether the shape `got` of an input equals `shape`. In `shape`, None stands for any size."""
     return len(got) == len(shape) and all(size in (None, other) for size, other in zip(shape, got, strict=True))
 
 
@@ -72,14 +72,14 @@ def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | Non
         data: the tasks.
         shape: shape of one input of the backbone, or of its features if the backbone is frozen.
         like: a parameter with the dtype and device of the learner; None if the learner has no parameters.
-        bytes_too: whether inputs may also be uint8, which a backbone accepts.
+        bytes_too: whether inputs may also be uint8.
 
     Raises:
-        UsageError: inputs, or labels that are numbers, have another shape, dtype or device.
+        UsageError: inputs or numeric labels have another shape, dtype or device.
     """
     if not fits(got := tuple(data.query_x.shape[2:]), shape):
         raise UsageError(
-            f"expected inputs [T, N, *X] with *X = {words_of_shape(shape)} for this learner (features if its backbone "
+            f"expected inputs [T, N, *X] with *X = {words_of_shape(shape)} for this learner (features if the backbone "
             f"is frozen), got *X = {list(got)}; pass inputs of shape {words_of_shape(shape)}, or build a learner for "
             f"inputs of shape {list(got)}"
         )
@@ -125,7 +125,7 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
 
 
 def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
-    """Check that labels are int64 classes [T, N] (T tasks of N points), or floats [T, N] or [T, N, Y] (Y per point)."""
+    """Check the labels of T tasks of N points: int64 classes [T, N], or floats [T, N] or [T, N, Y] (Y per point)."""
     form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
     if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
         raise UsageError(
@@ -139,8 +139,8 @@ def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int
         )
     if not num_classes and not y.is_floating_point():
         raise UsageError(
-            f"expected {name} of floating point, since num_classes=0 means that labels are numbers, got {y.dtype}; "
-            f"set num_classes to the number of classes, or convert {name} with .float()"
+            f"expected {name} of floating point for num_classes=0 (labels are numbers), got {y.dtype}; set "
+            f"num_classes to the number of classes, or convert {name} with .float()"
         )
 
 
@@ -162,9 +162,9 @@ def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _check_unknown(unknown: Tensor, data: Observed) -> None:
-    """Check shape and dtype of unknown_mask, which marks queries of unknown classes.
+    """Check shape and dtype of unknown_mask, the mask of the queries of unknown classes.
 
-    Its values are checked by `check_points`.
+    `check_points` checks the values.
     """
     _check_mask("unknown_mask", unknown, tuple(data.query_x.shape[:2]))
     if not data.num_classes:

@@ -1,4 +1,4 @@
-"""The range of tasks that a learner was trained on, and a warning if a transductive guide is used outside of it."""
+"""The range of the training tasks of a learner, and a warning if a transductive guide leaves this range."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TaskRange:
         way: number of classes; 0 if labels are numbers.
         shot: smallest and largest number of support points per class (per task if labels are numbers).
         query: smallest and largest number of queries per task.
-        largest_share: share of the most frequent class among the queries of a task, mean over tasks. It is 1 / way for
-            balanced query sets, and larger for imbalanced ones. None if the labels are unknown or numbers.
+        largest_share: share of the most frequent class among the queries of a task, mean over tasks. Balanced query
+            sets have 1 / way, imbalanced query sets have more. None if the labels are unknown or numbers.
     """
 
     way: int
@@ -52,7 +52,7 @@ class TaskRange:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any] | None) -> TaskRange | None:
-        """Return the range that was saved in a checkpoint; None for a checkpoint without a range (earlier versions)."""
+        """Return the range saved in a checkpoint. Checkpoints of earlier versions have no range: None."""
         if saved is None:
             return None
         (least_shot, most_shot), (least_query, most_query) = saved["shot"], saved["query"]
@@ -65,7 +65,7 @@ class TaskRange:
         )
 
     def differences(self, met: TaskRange) -> list[str]:
-        """Describe in which respects tasks with the range `met` are outside this range; [] if they are inside."""
+        """Describe how tasks with the range `met` leave this range; [] if they are inside."""
         found = []
         if met.way != self.way:
             found.append(f"{met.way} classes (trained on {self.way})")
@@ -86,8 +86,8 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
         guide: the guide; there is no warning for inductive guides.
         trained_on: the range of the training tasks of the guide; None: not recorded, so there is no warning.
         data: the tasks on which the guide is used.
-        level: `stacklevel` of the warning, which selects the line of code that the warning names. With 4 it is the
-            caller of a function that is decorated with torch.no_grad and calls this function.
+        level: `stacklevel` of the warning: the number of calls up to the line of code that the warning names. With 4 it
+            is the caller of a function with the decorator torch.no_grad that calls this function.
     """
     if trained_on is None or not guide.transductive:
         return

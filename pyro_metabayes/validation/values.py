@@ -1,4 +1,4 @@
-"""Checks of the values of a batch of tasks (class range, finite numbers), which synchronise with the host."""
+"""Checks of the values of a batch of tasks: class range and finite numbers. They synchronise with the host."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def validate(data: object, model: nn.Module, num_features: int | None) -> None:
     """Check inputs and values of tasks if Pyro's validation is on, as in the first step of a training.
 
     Args:
-        data: the tasks, with features as inputs; objects of other classes than Observed are not checked.
-        model: the model; the tasks must have the dtype and device of its parameters.
+        data: the tasks, with features as inputs. Objects of other classes than Observed are not checked.
+        model: the model. The tasks must have the dtype and device of the parameters of the model.
         num_features: number of features of an input; None: not checked.
 
     Raises:
@@ -33,25 +33,25 @@ def validate(data: object, model: nn.Module, num_features: int | None) -> None:
 def check_points(data: Observed) -> None:
     """Check that every task has unmasked queries and support points. This reads the masks on the host.
 
-    Every task of Episodes needs an unmasked query. Every classification task needs an unmasked support point, unless
-    the whole batch has no support points. A class without support points is allowed; its class mean is 0.
+    Every task of Episodes needs an unmasked query. In classification every task needs an unmasked support point, or
+    all tasks of the batch have no support points. A class without support points is allowed.
 
     Raises:
-        UsageError: all queries or all support points of a task are masked; or, with unknown_mask, a task has no query
-            of an unknown class, or such a query is not masked in query_mask.
+        UsageError: all queries or all support points of a task are masked. Or, with unknown_mask, a task has no query
+            of an unknown class, or a query of an unknown class is not masked in query_mask.
     """
     if data.query_x.is_meta:
         return
     if isinstance(data, Episodes) and (empty := int((~data.query_mask).all(1).sum())):
         raise UsageError(
-            f"expected at least one query per task, unmasked in query_mask, got none in {empty} of {data.num_tasks} "
+            f"expected at least one unmasked query per task (query_mask), got none in {empty} of {data.num_tasks} "
             "tasks; remove these tasks"
         )
     if isinstance(data, Episodes) and data.unknown_mask is not None:
         _check_unknown(data.unknown_mask, data.query_mask)
     if data.num_classes and data.support_x.shape[1] and (empty := int((~data.support_mask).all(1).sum())):
         raise UsageError(
-            f"expected at least one support point per task, unmasked in support_mask, got none in {empty} of "
+            f"expected at least one unmasked support point per task (support_mask), got none in {empty} of "
             f"{data.num_tasks} tasks; remove these tasks, or use no support points in any task (S = 0)"
         )
 
@@ -59,8 +59,8 @@ def check_points(data: Observed) -> None:
 def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
     if both := int((unknown & labelled).sum()):
         raise UsageError(
-            "expected queries of unknown classes (unknown_mask) to be masked in query_mask, since they have no label, "
-            f"got {both} unmasked queries of unknown classes; pass query_mask & ~unknown_mask as query_mask"
+            "expected queries of unknown classes (unknown_mask) to be masked in query_mask, got "
+            f"{both} unmasked queries of unknown classes; pass query_mask & ~unknown_mask as query_mask"
         )
     if empty := int((~unknown).all(1).sum()):
         raise UsageError(
@@ -72,12 +72,12 @@ def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
 def check_values(data: Observed, model: object) -> None:
     """Check that class labels are in range and numbers are finite.
 
-    Masked points are checked too, since a mask does not remove NaN: 0 times NaN is NaN.
+    Masked points are checked too: a mask multiplies by 0, and 0 times NaN is NaN.
 
     Args:
         data: the tasks, whose values are read on the host.
-        model: the model. If it also predicts base classes of the training, a query label may be a base class; base
-            classes are numbered after the classes of the task.
+        model: the model. If it also predicts base classes of the training, queries may have their labels, which follow
+            after the classes of the task.
 
     Raises:
         UsageError: a class is out of range, or a number is not finite.
@@ -93,7 +93,7 @@ def check_values(data: Observed, model: object) -> None:
 
 
 def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
-    """Return a mask of the invalid values of a tensor; None if it is absent or not checked (integer inputs)."""
+    """Return a mask of the invalid values of a tensor. None if the tensor is absent or holds integer inputs."""
     values = getattr(data, name, None)
     if values is None:
         return None

@@ -1,1 +1,1 @@
-"""Tasks of any shape and class marginal, from simulated features and from features that many networks compute."""
+"""Tasks of any shape and class marginal, from simulated features and from features of many networks."""

@@ -42,13 +42,16 @@ class FeatureRows:
 def training_banks(device: torch.device | str = "cpu") -> list[FeatureRows]:
     """Return the feature data sets of data=mixture.
 
-    Networks are trained on one half of the character classes, and the data sets hold the other half. Glyphs: the
-    training split (Latin, signs, arrows). Omniglot: the 30 background alphabets. MNIST: 6,000 training images. UCI
-    digits: all. None of them has photographs or text. The test split of the glyphs, the 20 evaluation alphabets of
-    Omniglot, USPS and CIFAR-100 are not used, so that they can serve as tests.
+    The images come from
+        glyphs: the training split (Latin, signs, arrows),
+        Omniglot: the 30 background alphabets,
+        MNIST: 6,000 training images,
+        UCI digits: all images.
+    Networks are trained on one half of the character classes, and the data sets hold the other half. The test split of
+    the glyphs, the 20 evaluation alphabets of Omniglot, USPS and CIFAR-100 are not used and can serve as tests.
 
     Args:
-        device: device on which the networks are trained; they are cached.
+        device: device on which the networks are trained. Trained networks are cached.
 
     Raises:
         UsageError: the folder METABAYES_DATA lacks Omniglot or the digits.
@@ -75,7 +78,7 @@ def _all(device: torch.device) -> Iterator[FeatureRows]:
 
 
 def _halved(bank: Bank) -> Bank:
-    """Return the data set restricted to its training classes, every second of which moves to the split `test`."""
+    """Return the data set of the training classes only. Every second of these classes moves to the split `test`."""
     classes = bank.splits["train"].contiguous()
     return replace(
         bank, splits={"train": classes[::2].clone(), "val": classes[:0], "test": classes[1::2].clone()}, pairs=None
@@ -103,7 +106,7 @@ def _pixels(name: str, bank: Bank) -> FeatureRows:
 
 
 def _of_network(name: str, network: nn.Module, bank: Bank, device: torch.device) -> Iterator[FeatureRows]:
-    """Yield the outputs of the last blocks of a network as features; large outputs are projected at random."""
+    """Yield the outputs of the last blocks of a network as features. Large outputs are projected at random."""
     rows, sizes = _of_test(bank)
     blocks: Any = network.blocks
     for depth in DEPTHS:

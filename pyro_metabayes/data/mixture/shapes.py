@@ -58,9 +58,9 @@ def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
 
 
 def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
-    """Draw a mask [T, S] of S support points in T tasks, which is true for points in use.
+    """Draw a mask [T, S] of S support points in T tasks; true means that a point is used.
 
-    The mask is true for all points, or for a random part of them with at least one point per class.
+    The mask is true for all points, or for a random part of the points with at least one point per class.
     """
     mask = torch.ones(tasks, shape.way * shape.shot, dtype=torch.bool)
     if shape.shot == 1 or float(torch.rand((), generator=generator)) < 0.7:

@@ -17,12 +17,16 @@ class FeatureSimulator:
 
         x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
 
-    The class means m have a power-law spectrum, and in half of the calls a hierarchy of superclasses. In a third of the
-    calls, d is the centre of a random sub-cluster k_i of the class; otherwise d is 0. The noise e has a power-law
-    spectrum. The axes of the noise are aligned with the axes of the means, independent of them, or specific to the
-    class. The random factor r makes the tails of the noise heavy. In three of ten calls, x passes through a random ReLU
-    layer; in the others, x may be shifted by an offset and rectified. The squared length of m is a random multiple of
-    1 / sqrt(effective dimension of e), so that tasks range from nearly impossible to trivial.
+    where
+        m: class means, with a power-law spectrum. In half of the calls there is a hierarchy of superclasses.
+        d: centre of a random sub-cluster k_i of the class in a third of the calls, else 0.
+        e: noise with a power-law spectrum. The axes of the noise are those of the means, random, or specific to the
+            class.
+        r: random factor that makes the tails of the noise heavy.
+
+    In three of ten calls, x then passes through a random ReLU layer. In the other calls, x may be shifted by an offset
+    and rectified. The squared length of m is a random multiple of 1 / sqrt(effective dimension of e). Tasks thus range
+    from nearly impossible to trivial.
 
     Args:
         generator: random generator.
@@ -85,7 +89,7 @@ class FeatureSimulator:
         return relu(x + self._uniform(0.0, 0.5) / x.shape[-1] ** 0.5) if self._chance(0.4) else x
 
     def projection(self, inputs: int, outputs: int) -> Tensor:
-        """Draw a random matrix [inputs, outputs]; on average, the projection of a vector is as long as the vector."""
+        """Draw a random matrix [inputs, outputs] that keeps the mean squared length of a vector."""
         return self._normal(inputs, outputs) / outputs**0.5
 
     def _spectrum(self, size: int) -> Tensor:
@@ -94,7 +98,7 @@ class FeatureSimulator:
         return values / values.sum()
 
     def _aligned(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum unchanged, or partly shuffled: its variances in a mix of the given and a random order."""
+        """Return the spectrum unchanged, or with variances that are a mix of the spectrum and a random permutation."""
         if self._chance(0.4):
             return spectrum
         share, place = self._uniform(0.0, 1.0), torch.arange(len(spectrum))
@@ -118,7 +122,7 @@ class FeatureSimulator:
 
 
 def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
-    """Return the value of the class of each point, [T, N, D] for T tasks with N points: values[t, labels[t, i]].
+    """Return values[t, labels[t, i]], the values of the class of point i in task t: [T, N, D].
 
     Args:
         values: [T, C, D], D values for each of C classes.

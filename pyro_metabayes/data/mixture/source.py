@@ -1,4 +1,4 @@
-"""data=mixture: every block of training tasks has another source, shape, class marginal and number of features."""
+"""data=mixture: blocks of training tasks that differ in source, shape, class marginal and number of features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
 
     Args:
         bank_share: share of the training steps with features of real inputs; the other steps are simulated.
-        least_skill: least skill of the nearest class mean, 0 to 0.9; training tasks with less are drawn again.
+        least_skill: least skill of the nearest class mean, 0 to 0.9 (`Mixture`).
     """
     check_settings(bank_share, least_skill)
     return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
@@ -49,9 +49,9 @@ class Mixture:
 
     Args:
         banks: feature data sets of real inputs; may be empty.
-        bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from these data sets; others are simulated.
+        bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from `banks`; the others are simulated.
         least_skill: blocks of training tasks with less skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
-            classes and the accuracy a of the nearest class mean. A large value teaches separable classes as prior.
+            classes, where a is the accuracy of the nearest class mean. A large value excludes overlapping classes.
 
     Raises:
         UsageError: a setting is out of range, or bank_share is positive although there are no banks.
@@ -68,7 +68,7 @@ class Mixture:
         self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
 
     def block(self, split: str) -> int:
-        """Return the number of tasks that are drawn together with one shape; training batches must not be larger."""
+        """Return the number of tasks drawn together with one shape, the largest possible training batch."""
         return 12 if split == "train" else BLOCK
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
@@ -122,7 +122,7 @@ class Mixture:
         )
 
     def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
-        """Draw points with the given labels from a random data set; None if it has too few classes.
+        """Draw points with the given labels from a random data set; None if the data set has too few classes.
 
         Each class of the task consists of one or several classes of the data set.
         """
@@ -132,9 +132,9 @@ class Mixture:
 
 
 def skill_of(episodes: Episodes) -> float:
-    """Return (a - 1/C) / (1 - 1/C) for C classes, with a the accuracy of the nearest class mean by cosine similarity.
+    """Return the skill of the nearest class mean by cosine similarity: 0 for guessing, 1 at best.
 
-    The result is 0 for guessing and 1 at best.
+    Skill is (a - 1/C) / (1 - 1/C) for C classes, where a is the accuracy.
     """
     points = normalize(torch.cat((episodes.support_x, episodes.query_x), 1), dim=-1)
     points = points - points.mean(1, keepdim=True)
@@ -148,8 +148,8 @@ def skill_of(episodes: Episodes) -> float:
 def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
     """Draw distinct points [T, N, D] from a feature data set, for the labels [T, N] of N points in each of T tasks.
 
-    Each class of the task is the union of `merged` random classes of the data set, or of more if these are too small.
-    The result is None if the data set has too few classes.
+    Each class of the task is the union of `merged` random classes of the data set, or of more if they have too few
+    points. The result is None if the data set has too few classes.
     """
     counts = one_hot(labels, way).cumsum(1)
     rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1
@@ -169,8 +169,8 @@ def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, ge
 def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
     """Transform features x at random.
 
-    Noise is added with probability 1/2. Then x is projected, replaced by its square root, standardised per column, or
-    left as it is.
+    Noise is added with probability 1/2. Then x is projected, replaced by the square root of x, standardised per column,
+    or left unchanged.
     """
     size = x.var((0, 1)).mean().sqrt() + 1e-6
     if chance(0.5, generator):
@@ -188,7 +188,7 @@ def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -
 
 
 def _with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
-    """Replace up to a fifth of the support labels by random labels; the first point of each class keeps its label."""
+    """Replace up to a fifth of the support labels by random labels. The first label of each class is kept."""
     wrong = torch.rand(labels.shape, generator=generator) < 0.2 * torch.rand((), generator=generator)
     wrong[:, :: shape.shot] = False
     return torch.where(wrong, torch.randint(shape.way, labels.shape, generator=generator), labels)

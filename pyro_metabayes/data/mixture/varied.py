@@ -17,15 +17,14 @@ MOST_PAIRS = 1500  # of a query and a class: four times those of a 5-way task wi
 
 
 class VariedSampler(BankSampler):
-    """Sampler of tasks from a data set (bank), whose training tasks have random ways, shots and numbers of queries.
+    """Sampler from a data set (bank). Training tasks have random ways, shots and numbers of queries.
 
-    Ways, shots and numbers of queries are drawn by `data/mixture/shapes.py`, and reduced if the classes of the data set
-    have fewer inputs. The class marginal of the queries is that of the given task shape. Validation and test tasks have
-    the given shape.
+    `data/mixture/shapes.py` draws these numbers. They are reduced if the classes of the data set have too few inputs.
+    The class marginal of the queries is that of the given task shape. Validation and test tasks have the given shape.
 
     Args:
         bank: the data set.
-        block_size: number of training tasks that are drawn together with one shape; a batch must lie within a block.
+        block_size: number of training tasks drawn together with one shape. A batch must lie within a block.
     """
 
     random_shapes = True
@@ -46,7 +45,7 @@ class VariedSampler(BankSampler):
         return lambda generator: self.rows_sampler(split, self._varied(shape, generator))(generator)
 
     def _varied(self, shape: TaskShape, generator: Generator) -> TaskShape:
-        """Return the task shape with a random way, number of shots and number of queries that the classes allow."""
+        """Return a task shape with random way, shots and number of queries, within the sizes of the classes."""
         classes = self.bank.splits["train"]
         smallest, drawn = int(self.bank.class_sizes[classes].min()), random_shape(generator, MOST_PAIRS)
         way = min(drawn.way, len(classes))

@@ -28,7 +28,7 @@ class Rows:
         values: [N, D + 1], the D features and the response. One feature is the intercept, which is 1 in every row.
         columns: [D + 1], names of the columns of `values`; features with group-specific weights come first.
         random: names of the features with group-specific weights.
-        levels: levels of each column of text. Each level except the first, the reference, has an indicator feature.
+        levels: levels of each column of text. The first level is the reference; the others have indicator features.
         notes: notes for the user, one line each.
         weights: [N], precision weight of each row; None: all weights are 1.
         offset: [N], offset of each row; None: no offset.
@@ -57,10 +57,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Columns of a CSV file that a regression in groups uses, with the names that the header has.
+    """Columns of a CSV file that a regression in groups uses, under their names in the header.
 
-    `terms` lists the columns of each predictor: one, or several for an interaction. `random` names the predictors with
-    group-specific weights.
+    `terms` lists the columns of each predictor: one column, or several for an interaction. `random` names the
+    predictors with group-specific weights.
     """
 
     header: Header
@@ -120,7 +120,7 @@ def _indicators(name: str, places: Tensor, read: Sequence[str], levels: Sequence
 
 
 def _number_first(level: str) -> tuple[float, str]:
-    """Sort key: levels that are numbers come first, in numerical order; the others follow in alphabetical order."""
+    """Return a sort key that puts numbers first, in numerical order, and then other levels, in alphabetical order."""
     try:
         return float(level), ""
     except ValueError:
@@ -134,10 +134,10 @@ def _notes(levels: Levels) -> list[str]:
 
 
 def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColumns:
-    """Find the columns that the settings of `groups.load` name. With grouped=False the file needs no group column.
+    """Find the columns that `roles` names in a file. With grouped=False the file needs no group column.
 
     Raises:
-        UsageError: the file lacks a column, a column is named twice, or several columns of groups are named.
+        UsageError: the file lacks a column, a column has two roles, or there are several columns of groups.
     """
     group = _one_group(file, roles.group)
     header = header_of(file, [*([group] if grouped else []), *roles.read])
@@ -164,8 +164,8 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
         kind = _kind_of_groups(header, names)
         remedy = "name the smaller groups, and add the larger ones to data.predictors as a factor"
         raise UsageError(
-            f"expected one column in data.group, got {' and '.join(names) or 'none'} ({kind} groups), but the "
-            f"model has effects of one grouping only; {remedy if kind == 'nested' else 'name one of them'}"
+            f"expected one column in data.group, got {' and '.join(names) or 'none'} ({kind} groups); the model has "
+            f"one grouping only: {remedy if kind == 'nested' else 'name one of them'}"
         )
     return group[0]
 
@@ -196,5 +196,5 @@ def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequenc
     if twice := twice or [name for name in once if name in inputs]:
         raise UsageError(
             "expected different columns in data.group, predictors, response, weights and offset, and in random, got "
-            f"'{twice[0]}' twice; remove '{twice[0]}' from one place ('{INTERCEPT}' is the name of the constant)"
+            f"'{twice[0]}' twice; remove '{twice[0]}' from one of them ('{INTERCEPT}' names the constant)"
         )

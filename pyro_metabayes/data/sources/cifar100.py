@@ -1,9 +1,8 @@
 """CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
 
 The images are read from METABAYES_DATA/cifar100, which has one lossless sheet of images per class. If METABAYES_DATA is
-not set, they are read from the archive that torchvision downloads. Classes have the order of the published lists
-(splits/), and the images of a class are sorted by the SHA-1 sums of their pixels. Therefore both sources give the same
-data set.
+not set, they are read from the archive that torchvision downloads. Both sources give the same data set: classes have
+the order of the published lists (splits/), and images of a class are sorted by the SHA-1 sums of their pixels.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
 
 
 def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
-    """Read the images [600, 3, 32, 32] of a class. The SHA-256 of the pixels must be `checksum`, unless it is None."""
+    """Read the images [600, 3, 32, 32] of a class; `checksum` is the SHA-256 of the pixels, or None for no check."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
         sheet = pixels(path, None).transpose(1, 2, 0)
@@ -118,7 +117,7 @@ def _archive_path() -> Path:
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
             f"expected the md5 checksum {source.tgz_md5} of {path}, got another checksum (a truncated or a different "
-            "file); delete the file, and run again to download it"
+            "file); delete the file and run again to download it"
         )
     if not path.is_file():
         try:
@@ -168,6 +167,6 @@ def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
 
 
 def in_order(images: np.ndarray) -> np.ndarray:
-    """Sort N images [N, 3, 32, 32] by the SHA-1 sums of their pixels in the order [rows, columns, colours]."""
+    """Sort N images [N, 3, 32, 32] by the SHA-1 sums of their pixels, which are hashed as [rows, columns, colours]."""
     keys = [sha1(image.tobytes()).digest() for image in images.transpose(0, 2, 3, 1)]
     return images[sorted(range(len(images)), key=keys.__getitem__)]

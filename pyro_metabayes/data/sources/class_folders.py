@@ -1,9 +1,11 @@
-"""Lists images in one folder per class, with the splits that the folders or lists of class names give.
+"""Lists images in one folder per class, and the split of each class if the folder gives splits.
 
-There are three layouts. (1) FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes. (2) FOLDER
-contains the folders of all classes, and train.txt, val.txt and test.txt with the names of the classes, one per line.
-(3) FOLDER contains the folders of all classes, without splits. Hidden files and folders, and files and folders that
-operating systems create (listing.py), are ignored.
+There are three layouts:
+1. FOLDER/train, FOLDER/val and FOLDER/test contain the folders of the classes of each split.
+2. FOLDER contains the folders of all classes. The files train.txt, val.txt and test.txt list class names, one per line.
+3. FOLDER contains the folders of all classes, without splits.
+
+Hidden files and folders are ignored, and so are those that operating systems create (listing.py).
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class ImageFiles:
 
 
 def classes_of(folder: Path) -> Folders:
-    """Return the folder of each class of each split; the only split is "" if the folder does not give splits."""
+    """Return the folders of the classes of each split. Without splits, the only key is ""."""
     if any((folder / f"{split}.txt").is_file() for split in SPLITS):
         return _classes_of_lists(folder)
     inner = {path.name: path for path in visible(folder) if path.is_dir()}
@@ -107,7 +109,7 @@ def _classes_of_folders(folder: Path) -> Folders:
 
 
 def _classes_of_lists(folder: Path) -> Folders:
-    """Find the folder of each class in the layout FOLDER/CLASS, where FOLDER/SPLIT.txt lists the classes of a split."""
+    """Find the folder of each class in the layout FOLDER/CLASS. FOLDER/SPLIT.txt lists the classes of a split."""
     classes = {}
     for split in SPLITS:
         file = folder / f"{split}.txt"
@@ -116,8 +118,8 @@ def _classes_of_lists(folder: Path) -> Folders:
         names = [plain_name(name, file) for name in lines_of(file)]
         if hidden := [name for name in names if is_hidden(name)]:
             raise UsageError(
-                f"expected names of classes in {file}, got '{hidden[0]}', a hidden folder or a folder that an "
-                "operating system has created; remove it from the list"
+                f"expected names of classes in {file}, got '{hidden[0]}' (hidden, or created by an operating system); "
+                "remove it from the list"
             )
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(

@@ -34,7 +34,8 @@ def learnable_scales(
         file: the file, for messages.
 
     Raises:
-        UsageError: a column is constant, or the mean of a group-specific predictor without intercept is far from 0.
+        UsageError: a column is constant. Or there are group-specific slopes without intercepts, and the mean of their
+            column is far from 0.
     """
     check_given(given, columns)
     estimated = [place for place, name in enumerate(columns) if "sd" not in given.get(name, {})]
@@ -53,8 +54,8 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
         if name != INTERCEPT and 0 < difference <= 1e-12 * size:
             raise UsageError(
                 f"expected numbers that differ by more than rounding errors in column '{name}' of {file}, got a range "
-                f"of {difference:g} for numbers as large as {size:g}, such as times in nanoseconds; subtract a "
-                "constant from the column before writing the file"
+                f"of {difference:g} for numbers as large as {size:g}; subtract a constant from the column before "
+                "writing the file"
             )
         if name != INTERCEPT and not 0 < difference < math.inf:
             raise UsageError(
@@ -64,17 +65,17 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
 
 
 def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
-    """Raise a UsageError for group-specific slopes without intercepts if the mean of their column is far from 0.
+    """Raise a UsageError for group-specific slopes without intercepts if the mean of the column is far from 0.
 
-    The lines of all groups would then meet at 0, far from the data.
+    Without intercepts the lines of all groups meet at 0, far from the data.
     """
     for name in random:
         column = values[:, columns.index(name)]
         mean, sd = column.mean().item(), column.std(correction=0).item()
         if INTERCEPT not in random and abs(mean) > FAR * sd:
             raise UsageError(
-                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes: all lines then meet at "
-                f"{name} = 0, but {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
+                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes: all lines meet at {name} = "
+                f"0, far from the data (mean {mean:g}, sd {sd:g} in {file}); set data.random="
                 f"[{','.join((INTERCEPT, *random))}]"
             )
 
@@ -127,8 +128,8 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
         others = " and ".join(f"'{name}'" for name in sharing if name != INTERCEPT)
         if rest < COLLINEAR:
             raise UsageError(
-                f"expected predictors that are not collinear, got '{columns[place]}', which is a linear function of "
-                f"{others} in the training groups of {file}; remove one of these columns from data.predictors"
+                f"expected predictors that are not collinear, got '{columns[place]}' as a linear function of {others} "
+                f"in the training groups of {file}; remove one of these columns from data.predictors"
             )
         notes.append(
             f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd), so "
@@ -147,8 +148,8 @@ def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) 
         before, after = len(exact.unique()), len(kept.unique())
         if 2 * after < before:
             raise UsageError(
-                f"expected a column '{name}' of {file} without extreme values, got values of which single precision "
-                f"distinguishes only {after} of {before}; take logarithms, or remove rows with extreme values"
+                f"expected a column '{name}' of {file} without extreme values, got {before} different values, "
+                f"only {after} in single precision; take logarithms, or remove rows with extreme values"
             )
 
 
@@ -170,9 +171,9 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
 
 
 def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str]) -> list[str]:
-    """Return a note for each of the columns whose mean is far from its mean in the training data.
+    """Return a note for each column with a mean far from the mean in the training data, a sign of different units.
 
-    This points to different units. Missing values (NaN) are left out of the mean.
+    Missing values (NaN) are left out of the mean.
     """
     means = values.nanmean(0)
     far = ((means - scales.mean) / scales.sd).abs() > OTHER_UNITS

@@ -5,11 +5,11 @@
     uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, from scikit-learn
     tilted    MNIST rotated by 45 degrees, counter-clockwise
     inverted  MNIST with dark digits on white
-    blended   |patch - digit| with patches of photographs (BSDS500), in colour: the recipe of MNIST-M (Ganin et al.
-              2016), not its published images
+    blended   |patch - digit| with patches of photographs (BSDS500), in colour: made like MNIST-M (Ganin et al. 2016),
+              but not the published images of MNIST-M
 
 The files are read from METABAYES_DATA/digits. All images are resized to one size and have three channels. No digit of
-MNIST is in two domains or in two splits. Photographs in test images are not used for training or validation.
+MNIST is in two domains or in two splits. The photographs behind test images are not used for training or validation.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Digits:
         return lambda x: x
 
     def photographs(self, split: str) -> Images:
-        """Read the photographs [3, height, width] for a split. Those for the test are not used in other splits."""
+        """Read the photographs [3, height, width] for a split. Photographs of the test are not used in other splits."""
         path = self.files["photographs"]
         try:
             check_archive(path)

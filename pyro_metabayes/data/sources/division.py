@@ -1,8 +1,8 @@
 """Divides the rows of a data set among training, validation and test: by classes, by rows, or not at all (data.split).
 
-Every source of users' data passes its settings `split`, `train`, `val` and `seed` to `Division`. If rows are divided,
-the rows of a class in each split form a separate class of the bank (data set), and these classes have the same name. So
-every class of a bank belongs to one split.
+Every source of users' data passes the settings `split`, `train`, `val` and `seed` to `Division`. Every class of a bank
+(data set) belongs to one split. If rows are divided, a class of the data becomes one class of the bank per split, all
+with the same name.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Division:
     """Rule for dividing a data set among training, validation and test.
 
     Args:
-        by: "classes": each class belongs to one split, so that test classes are not seen in training. "rows": a class
-            has rows in all splits, so that test rows are not seen in training, but their classes are. "none": all rows
-            are training rows, and the evaluation uses them too.
+        by: "classes": each class belongs to one split; test classes are not seen in training. "rows": a class has rows
+            in all splits; test classes are seen in training, test rows are not. "none": training and evaluation use
+            all rows.
         train: fraction of the classes, or of the rows of each class, for training; not used if the data name splits.
         val: fraction for validation; the rest is for the test.
         seed: seed of the random assignment.
 
     Raises:
-        UsageError: `by` is none of these three.
+        UsageError: `by` has another value.
     """
 
     by: str = "classes"
@@ -67,7 +67,7 @@ class Division:
             where: the file or folder, for messages.
 
         Raises:
-            UsageError: a split has no class, or the splits that the data name contradict the setting `by` of this rule.
+            UsageError: a split has no class, or the splits `given` contradict the setting `by` of this rule.
         """
         if self.by == "none":
             return Divided(labels, {"train": np.arange(len(names))}, names)
@@ -84,7 +84,7 @@ class Division:
         return Divided(renumbered, splits, [names[index] for index in classes.tolist()])
 
     def bank(self, bank: Bank) -> Bank:
-        """Return the bank (data set) with a record of what was divided: classes, rows or none.
+        """Return the bank (data set) with a record of the setting `by`.
 
         With by="none", all splits of the bank get the training classes.
         """
@@ -166,7 +166,7 @@ def _refuse_untrained(
 
 
 def split_numbers(split: np.ndarray, where: object) -> np.ndarray:
-    """Convert the splits of M rows [M], named train, val, test or numbered 0, 1, 2, to numbers.
+    """Convert the splits of M rows [M] to numbers. A split is named train, val, test or numbered 0, 1, 2.
 
     Raises:
         UsageError: the array has another name, number or type.

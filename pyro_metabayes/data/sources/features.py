@@ -32,15 +32,15 @@ def load(
     """Return the bank (data set) of a file .npz, .safetensors, .parquet or .csv, or of a folder of files NAME.npy.
 
     In a folder, NAME is the name of an array. The arrays have one row for each of N inputs:
-        features [N, D]: any float or integer type. The rows are converted to float32 and scaled to unit length, as the
-            few-shot heads expect. Features of a folder stay in their file, which may be larger than memory; the rows
-            of a batch of tasks are read, checked and scaled when the batch is drawn.
+        features [N, D]: any float or integer type. Rows are converted to float32 and scaled to unit length. The
+            features of a folder stay in the file, which may be larger than memory. Their rows are read, checked and
+            scaled when a task needs them.
         labels [N]: integers, or strings (not in .safetensors).
-        split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class
-            unless the rows are divided.
+        split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2. With split="classes", all rows of
+            a class have the same value.
         files [N], optional (not in a folder): names of the rows, for notes.
-        partner [N], optional: number of another row of the same object, or the row's own number if there is none. A
-            task never has one of these two rows in its support set and the other one in its query set.
+        partner [N], optional: number of another row of the same object, or the row's own number if there is none. Both
+            rows of such a pair go into the support set or both into the query set of a task.
     A table (.parquet, .csv) has columns in place of arrays: `label`, `columns` and, optionally, `split` and `file`.
 
     Args:

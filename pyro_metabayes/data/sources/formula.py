@@ -1,6 +1,6 @@
 """Parses a formula in the notation of lme4, such as score ~ hours + (hours | school).
 
-The result names the columns of the response, the predictors, the groups and others (`roles.Roles`).
+The result is the role of each column, such as response, predictor or group (`roles.Roles`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Terms:
 
 
 def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
-    """Return the columns in the formula of a linear mixed model with one kind of groups, by role.
+    """Return the columns in the formula of a linear mixed model with one grouping, by role.
 
     A formula may contain columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
 
     Args:
         formula: such as "score ~ hours + (hours | school)".
-        weights, offset: columns of weights and offsets that the settings name beside the formula; None: there are none.
+        weights, offset: columns of weights and offsets, which the settings name beside the formula; None: no column.
 
     Raises:
         UsageError: the text is not a formula, or it describes a model that is not supported.
@@ -99,7 +99,8 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
         )
     if any("||" in bar for bar in bars):
         raise UsageError(
-            f"expected one bar in {shown}, got two (uncorrelated effects); write one bar and set prior=gaussian"
+            f"expected one bar in {shown}, got two, which mean uncorrelated effects; write one bar and set "
+            "prior=gaussian"
         )
     if len(bars) > 1:
         same = len({bar.rpartition("|")[2].strip() for bar in bars}) == 1
@@ -113,15 +114,14 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
 
 
 def _refuse_several_columns(bar: str, group: str) -> None:
-    """Raise a UsageError for nested groups, a/b, and for groups that several columns define, a:b."""
+    """Raise a UsageError for groups of several columns: nested groups a/b, and combinations a:b."""
     kind, remedy = "groups of several columns", "write the pairs as a column of the file"
     if "/" in group:
         outer, inner = (part.strip() for part in group.split("/", 1))
         kind, remedy = "nested groups", f"write + {outer} + (... | {inner}), in which {outer} is a factor"
     if "/" in group or ":" in group:
         raise UsageError(
-            f"expected one column of groups in ({bar}), got {kind}, but the model has effects of one grouping only; "
-            f"{remedy}"
+            f"expected one column of groups in ({bar}), got {kind}; the model has one grouping only: {remedy}"
         )
 
 
@@ -141,7 +141,7 @@ def terms_of(text: str, formula: str) -> Terms:
 
 
 def _effect(text: str, terms: Terms) -> str:
-    """Return the column that a part of a product a:b names: x for factor(x), which is also added to terms.factors."""
+    """Return the column that a part of a product a:b names. For factor(x) it is x, which joins terms.factors."""
     call = CALL.fullmatch(text)
     if call and call[1] in FACTOR:
         terms.factors.append(_column(call[2], "factor"))
@@ -185,7 +185,7 @@ def _column(text: str, role: str) -> str:
 
 def _check(fixed: Terms, own: Terms, formula: str) -> None:
     if not fixed.intercept:
-        raise UsageError(f"expected an intercept, which the model always has, got '{formula}'; remove 0 or -1")
+        raise UsageError(f"expected a formula with intercept, got '{formula}'; remove 0 or -1")
     if len(fixed.offsets) > 1 or own.offsets:
         raise UsageError(
             f"expected at most one offset(x) in data.formula, outside of (effects | group), got '{formula}'; move "
@@ -193,8 +193,8 @@ def _check(fixed: Terms, own: Terms, formula: str) -> None:
         )
     if missing := [name for name in own.effects if name not in fixed.effects]:
         raise UsageError(
-            f"expected '{missing[0]}' also outside of (effects | group), since its mean over groups is estimated, got "
-            f"'{formula}'; add + {missing[0]}"
+            f"expected '{missing[0]}' also outside of (effects | group), got '{formula}'; add + {missing[0]} (its mean "
+            "effect over groups)"
         )
     if not own.effects and not own.intercept:
         raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'; add such a term")

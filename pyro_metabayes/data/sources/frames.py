@@ -24,7 +24,7 @@ def table_of(file: Path) -> Any:
 
     Raises:
         UsageError: pyarrow is not installed.
-        An exception in `untrusted.DAMAGED`: the file is not such a table.
+        An exception in `untrusted.DAMAGED`: the file is not a table of this format.
     """
     format_of = {".parquet": "pyarrow.parquet", ".csv": "pyarrow.csv"}[file.suffix.lower()]
     try:
@@ -126,7 +126,7 @@ def _kind_of(value: np.ndarray) -> str:
 
 
 def _plain(value: np.ndarray, name: str, where: str) -> np.ndarray:
-    """Return a column of integers or text as an array of that type; data frames store text as objects."""
+    """Return a column of integers or text as an array of integers or text, not of objects as in data frames."""
     if value.dtype != object and value.dtype.kind in "iuU":
         return value
     other = next((row for row, item in enumerate(value) if not isinstance(item, str)), None)

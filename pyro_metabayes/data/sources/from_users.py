@@ -1,4 +1,4 @@
-"""Constructs a bank, i.e. a data set from which tasks are drawn, from the dataset or data frame of a user."""
+"""Constructs a bank from the dataset or data frame of a user. A bank is a data set from which tasks are drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Splits = Mapping[str, Sequence[int] | Sequence[str]] | str
 
 
 class FromUsers:
-    """Mixin with constructors of a bank (a data set from which tasks are drawn) from a user's dataset or data frame.
+    """Mixin with constructors of a bank (data set) from a user's dataset or data frame.
 
     The argument `splits` lists the labels of each split, or names what is divided at random: "classes", "rows" or
     "none" (`Division`). For a random division, `train` and `val` are fractions, and the rest is for the test.
@@ -40,8 +40,8 @@ class FromUsers:
             train, val, seed: fractions and seed of a random division.
 
         Raises:
-            UsageError: a split has another name, or a label that the dataset does not have; two splits share a label;
-                or an item is not a pair of a tensor and a label.
+            UsageError: `splits` names an unknown split or label, or one label in two splits. Or an item is not a pair
+                of a tensor and a label.
         """
         from pyro_metabayes.data.bank import Bank  # here, since it imports this file
         from pyro_metabayes.data.sources.division import Division
@@ -74,7 +74,7 @@ class FromUsers:
         Args:
             frame: one row per input, with a column of labels (integers or text).
             splits: the labels of train, val and test; other classes are not used. Or what is divided: "classes", "rows"
-                or "none". The division is random unless a column `split` of the frame names the split of each row.
+                or "none". A column `split` of the frame gives the split of each row; without it, splits are random.
             label: the column of labels.
             columns: the columns of features, or one column of lists; None: the column of lists, else all columns of
                 floats, else all of integers. A printed note names the columns that are not used.
@@ -102,7 +102,7 @@ def labels_of_splits(splits: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
         labels: [G], the labels of all G classes.
 
     Raises:
-        UsageError: `splits` is not a mapping from split to labels, or has a label that no class has.
+        UsageError: `splits` is not a mapping from split to labels, or names an unknown label.
     """
     check_form_of_splits(splits)
     given = cast(Mapping[str, Sequence[Any]], splits)

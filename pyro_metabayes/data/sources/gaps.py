@@ -43,8 +43,7 @@ def lacking_of(
     """Return names and cells of the columns in which a row has no value.
 
     Args:
-        key: the cell with the name of the group. An empty name is a missing value. With missing="drop", names such as
-            NA and null are missing values too.
+        key: the name of the group. An empty name is a missing value; with missing="drop", NA and null are too.
         cells: the other cells of the row.
         keys: name of the column of groups.
         numbers: names of the columns of the other cells.

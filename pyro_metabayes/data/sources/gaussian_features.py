@@ -19,9 +19,12 @@ class GaussianFeatures:
     """Simulator of few-shot classification with Gaussian classes.
 
     The points of a class with mean m are ReLU(m + e), scaled to unit length; with rectify=false they are m + e. Each of
-    the `num_features` components has m ~ N(mean, separation^2) and e ~ N(0, noise^2). At the defaults, on 5-way 1-shot
-    tasks with 15 queries per class, classification by the nearest class mean (cosine) has an accuracy of 60%, and
-    guide=sib has 87%. The splits differ only in their random numbers; no class is drawn twice.
+    the `num_features` components has
+
+        m ~ N(mean, separation^2),    e ~ N(0, noise^2).
+
+    The splits differ only in their random numbers; no class is drawn twice. On 5-way 1-shot tasks with 15 queries per
+    class, the defaults give an accuracy of 60% for the nearest class mean (cosine) and of 87% for guide=sib.
 
     Args:
         num_features: number of features of a point.
@@ -50,7 +53,7 @@ class GaussianFeatures:
         return (self.num_features,)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws a block of tasks from a generator; the points of a task are sorted by class."""
+        """Return a function that draws a block of tasks from a generator. Points of a task are sorted by class."""
         shape.check_classes(split)
 
         def draw(generator: Generator) -> Episodes:

@@ -19,12 +19,12 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
     """Return a stream of the given tasks.
 
     Args:
-        tasks: a stream, which is returned unchanged; or Episodes, or a list of Episodes, whose tasks are repeated.
+        tasks: Episodes or a list of Episodes, whose tasks are repeated; a stream is returned unchanged.
         name: name of the argument, for messages.
 
     Raises:
-        UsageError: `tasks` is another object, there are no tasks or no queries, or the tasks differ in their number
-            of classes.
+        UsageError: `tasks` is another object, there are no tasks or no queries, or tasks differ in the number of
+            classes.
     """
     if isinstance(tasks, TaskStream):
         return tasks
@@ -45,10 +45,10 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
 
 
 class BatchStream:
-    """Stream of batches of tasks that the user constructs, addressed by the number of the batch, not of the task.
+    """Stream of batches of tasks that the user constructs. An index is the number of a batch, not of a task.
 
-    While a batch is constructed, torch's seed is the number of the batch. Therefore a resumed training gets the same
-    batches, and the noise of training does not depend on how batches are constructed.
+    While a batch is constructed, torch's seed is the number of the batch. A resumed training thus gets the same
+    batches. Other random numbers of the training are not changed.
 
     Args:
         batches: a function of the number of the batch, 0, 1, ..., or an iterable. An iterable that ends is read again
@@ -93,7 +93,7 @@ class _InOrder:
 def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
     """Yield the items of an iterable again and again.
 
-    An iterator, which can be read only once, raises a UsageError at its end.
+    An iterator can be read only once. Its end raises a UsageError.
     """
     yield from iterable if isinstance(iterable, Iterator) else chain.from_iterable(repeat(iterable))
     raise UsageError(

@@ -1,12 +1,13 @@
 """Undistorted images of the characters that all faces of the DejaVu fonts contain, without look-alikes.
 
-Blank characters, and characters that look like one with a smaller code point, are left out. Two characters look alike
-if the correlation of their images exceeds a threshold, LOOK_ALIKE. The images are blurred by one pixel and stretched
-half way to a square, since otherwise o and O would differ. Each image is compared with the most similar upright face of
-the other character, since otherwise small capitals, which have bolder strokes, would differ from capitals. The
-correlations are averaged over the faces.
+Blank characters are left out, and so are characters that look like one with a smaller code point.
 
-Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B and Cyrillic
+Two characters look alike if the correlation of their images exceeds the threshold LOOK_ALIKE. The images are first
+blurred by one pixel and stretched half way to a square, so that o and O look alike. Each image is compared with the
+most similar upright face of the other character, so that capitals and small capitals look alike. The correlations are
+averaged over the faces.
+
+Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and superscript 7 (0.96), B and Cyrillic
 ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el (0.917). Pairs below it: a
 down arrow and an up-down arrow (0.910), D without and with a bar (0.90), E and F (0.89), 8 and B (0.89), a without and
 with a grave accent (0.54).
@@ -95,7 +96,7 @@ def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) 
 
 
 def _first_of_look_alikes(images: Tensor) -> list[int]:
-    """Return the indices of the characters that do not look like an earlier kept character.
+    """Return the indices of the characters that are kept: those that look like no character kept before.
 
     Args:
         images: G characters in F faces, H x H pixels each [G, F, H, H].

@@ -1,8 +1,8 @@
 """Characters of the fonts that come with matplotlib, a data set that needs no download.
 
-The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. 1,163 classes remain without
-blank characters and look-alikes. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt), so test alphabets
-are not seen in training:
+The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Without blank characters and
+look-alikes (glyph_sheet.py), 1,163 classes remain. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt),
+so test alphabets are not seen in training:
 
     train 762: Latin blocks 423 (Basic 83, Latin-1 52, Extended-A 58, -B 86, Additional 67, -C 6, -D 3,
                IPA 67, ligatures 1), phonetic 16, modifier letters and tones 26, combining marks 25,
@@ -11,9 +11,10 @@ are not seen in training:
     val   177: Cyrillic 58, mathematical operators and symbols 76, technical 17, miscellaneous symbols 26
     test  224: Greek 62, Greek Extended 64, Armenian 58, Georgian 39, Thai 1
 
-The numbers of classes hold for matplotlib 3.11.2 and Pillow 13, and may differ slightly for other versions.
-glyph_sheet.py defines look-alikes. On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images)
-has an accuracy of 54% with 1 shot and 70% with 5 shots at the default distortions; without distortion, 92% and 97%.
+These numbers of classes hold for matplotlib 3.11.2 and Pillow 13.
+
+On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images) has these accuracies with 1 and 5
+shots: 54% and 70% at the default distortions, 92% and 97% without distortion.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def load(
 ) -> Bank:
     """Return a bank (data set) of M distorted images, uint8 [M, 1, 28, 28], with ink 255 on background 0.
 
-    The images of a class show the character in different faces of the fonts. If a class has more images than there are
-    faces (twelve), random faces are used a second time with another distortion. The two images of one face then form a
-    pair (pairs.py).
+    The images of a class show the character in different faces of the fonts. There are twelve faces. If a class has
+    more images, random faces are used a second time with another distortion, and the two images of a face form a pair
+    (pairs.py).
 
     Args:
         images_per_class: 2 to 24.
@@ -101,9 +102,9 @@ def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
 
 
 def partners(source: Tensor) -> Tensor:
-    """Return for each row the other row with the same source, i.e. undistorted image; the row itself if there is none.
+    """Return for each row the other row that was made from the same undistorted image, or else the row itself.
 
-    A source occurs in at most two rows.
+    `source` is the undistorted image of each row. An image occurs in at most two rows.
     """
     order = source.argsort(stable=True)
     same = source[order][1:] == source[order][:-1]

@@ -38,9 +38,10 @@ class Groups:
     family: family of the response; only a Gaussian response is standardised.
     roles: the columns that were read.
 
-    With data.weights, x has one more column: the root of (weight of the row / mean weight of the training rows). With
-    data.offset, the offset is subtracted from a Gaussian y. For another family, x has one more column: the offset minus
-    its mean over the training rows.
+    With data.weights, x has one more column: the root of (weight of the row / mean weight of the training rows).
+
+    With data.offset, the offset is subtracted from a Gaussian y. For another family, x has one more column: the offset
+    minus the mean offset of the training rows.
     """
 
     names: Sequence[str]
@@ -63,10 +64,11 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
-        """Counts that constructors of models need, by name.
+        """Counts for constructors of models, by name.
 
-        num_weights is the number of group-specific weights. row_weights is 1 if rows have weights, and row_offsets is 1
-        if rows have offsets that are not subtracted from the response; otherwise these two are missing.
+        num_weights: number of group-specific weights.
+        row_weights: 1 if rows have weights, else missing.
+        row_offsets: 1 if x has a column of offsets, else missing.
         """
         offset = self.roles.offset is not None and self.family != "gaussian"
         beside = {"row_weights": self.weighted, "row_offsets": offset}
@@ -103,13 +105,13 @@ class Groups:
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def with_equal_precision(self, tasks: Tasks) -> Tasks:
-        """Return an equivalent regression without weights, as closed forms need. All its rows have the same noise."""
+        """Return an equivalent regression without weights, in which all rows have the same noise."""
         return with_equal_precision(tasks) if self.weighted else tasks
 
     def estimates(self, diagonal: bool = False) -> MixedEffects | None:
         """Compute maximum-likelihood estimates from the training groups, in standardised units.
 
-        None if the likelihood has no maximum, since the group-specific effects can fit every point.
+        The result is None if the group-specific effects can fit every point: the likelihood then has no maximum.
 
         Args:
             diagonal: whether the group-specific effects are independent.
@@ -129,12 +131,12 @@ class Groups:
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the response in the units of the file; residuals and RMSEs are multiplied by it."""
+        """Factor that converts residuals and RMSEs to the units of the file: the standard deviation of the response."""
         return self.scales.sd[-1].item()
 
     @property
     def noise_scale(self) -> float:
-        """Noise sd of a row of weight 1 in the units of the file, divided by the noise sd of the model."""
+        """Factor that converts the noise sd of the model to the noise sd of a row of weight 1, in units of the file."""
         return self.scale * self.scales.weight**0.5
 
     def inputs_and_labels(self, rows: Rows) -> Tensor:
@@ -151,8 +153,8 @@ class Groups:
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
         """Compute the mean squared errors [T] of two baselines on T tasks.
 
-        The baselines predict the mean of the training groups, and the mean of the support set. The result is {} if the
-        response is not Gaussian, or if there are no predictors: the regression itself then predicts a mean.
+        One baseline predicts the mean of the training groups, the other the mean of the support set. The result is {}
+        if the response is not Gaussian. It is {} also without predictors, since the regression then predicts a mean.
         """
         if len(self.features) == 1 or self.family != "gaussian":
             return {}
@@ -166,8 +168,8 @@ class Groups:
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """Return a function that draws every group of a split once, in random order, as a block of tasks.
 
-        The points of a group are shuffled if `shuffle` is set. The first task.shot of them are the support set, but at
-        least one point is left as a query. At most task.query of the other points are queries.
+        The points of a group are shuffled if `shuffle` is set. The first task.shot points are the support set; at least
+        one point is left as a query. Of the remaining points, at most task.query are queries.
         """
         check_regression(split, shape)
         groups, points = self.splits[split], self.points

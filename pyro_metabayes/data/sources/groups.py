@@ -1,4 +1,4 @@
-"""Regression in groups: reads a CSV file, whose groups of rows (such as pupils of a school) are the tasks."""
+"""Regression in groups: reads a CSV file with groups of rows, such as pupils of a school. Each group is a task."""
 
 from __future__ import annotations
 
@@ -50,24 +50,23 @@ def load(
     weights: Name = None,
     offset: Name = None,
 ) -> Groups:
-    """Read the groups of a CSV file, or of the table METABAYES_DATA/groups/TABLE.csv, and standardise all columns.
+    """Read the groups of a CSV file or of METABAYES_DATA/groups/TABLE.csv, and standardise all columns.
 
     Args:
         group: the column with the name of the group.
         response: the column to predict.
-        predictors: columns of numbers, or of text (factors, with an indicator for each level except the first);
-            "a:b" is the product of columns a and b.
-        random: the predictors with group-specific weights, and "intercept" if each group has its own intercept. Other
-            predictors have weights that all groups share. Without "intercept" the lines of all groups meet at x = 0,
+        predictors: columns of numbers or of text. A column of text is a factor and has an indicator for each level
+            except the first. "a:b" is the product of columns a and b.
+        random: the predictors with group-specific weights, and "intercept" if each group has its own intercept. All
+            groups share the weights of other predictors. Without "intercept" the lines of all groups meet at x = 0,
             so the predictors in `random` are scaled but not centred.
-        path: the file, whose cells are separated by commas, semicolons, tabs or vertical bars.
+        path: the file. Cells are separated by commas, semicolons, tabs or vertical bars.
         table: the name of a table, if there is no path.
         shuffle: whether the support set is a random part of the group; false: its first rows, such as the past.
         train: fraction of the groups for training; 1: every split contains all groups, for partial pooling.
         val: fraction of the groups for validation; 0: validation uses the training groups. The rest is for test.
         seed: seed of the assignment of groups to splits.
-        missing: "refuse" or "drop" rows with missing values; with "drop", group names such as NA and null count as
-            missing.
+        missing: "refuse" or "drop" rows with missing values. With "drop", the group names NA and null are missing too.
         decimal: decimal separator, "point" or "comma".
         factors: predictors whose numbers are codes of levels, not quantities.
         family: family of the response: "gaussian"; "bernoulli" for 0 and 1; "poisson" for counts. Only a Gaussian
@@ -75,8 +74,8 @@ def load(
         scales: mean and sd of columns by name, in the units of the file; None: computed from the training groups.
         levels: levels of the factors; None: read from the file.
         formula: such as "score ~ hours + (hours | school)", in place of group, response, predictors, random, factors.
-        weights: column of weights: the noise variance of a row with weight a is divided by a.
-        offset: column that is added to the linear predictor; for counts the logarithm of the exposure.
+        weights: column of weights. The noise variance of a row with weight a is divided by a.
+        offset: column that is added to the linear predictor, for counts the logarithm of the exposure.
 
     Raises:
         UsageError: the file, a column or a setting is not suitable for a regression.
@@ -127,7 +126,7 @@ def _scales(
 
 
 def _roles(named: Roles, formula: str) -> Roles:
-    """Return the columns that either the settings or the formula name; both together raise a UsageError."""
+    """Return the columns named by the settings or by the formula; both together raise a UsageError."""
     if not formula:
         if missing := [name for name in ("group", "response") if getattr(named, name) == ""]:
             raise UsageError(

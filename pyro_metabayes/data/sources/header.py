@@ -44,7 +44,7 @@ class Header:
 
 
 def matching(name: Name, texts: Sequence[str]) -> list[str]:
-    """Return the texts that equal the name; a name that is not text, such as 2015, equals the text "2015"."""
+    """Return the texts that equal the name. The number 2015 equals the text "2015"."""
     if isinstance(name, str):
         return [text for text in texts if text == name]
     return [text for text in texts if repr(_as_read(text)) == repr(name)]
@@ -69,8 +69,8 @@ def _text(name: Name) -> str:
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
     """Read the header of a CSV file.
 
-    The separator is the first one that gives a header with all of these columns. If there is none, it is the one that
-    gives most columns.
+    The separator is the first one with which the header has all of these columns. If there is none, the separator that
+    gives most columns is used.
     """
     if not path.is_file():
         raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")

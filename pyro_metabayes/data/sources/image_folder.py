@@ -31,8 +31,8 @@ def load(
     The images are converted once and kept in the cache.
 
     Args:
-        path: the folder. Files without the suffix of an image, and linked folders within a class, are ignored; a
-            printed note counts them.
+        path: the folder. Files without the suffix of an image are ignored, and so are linked folders within a class.
+            A printed note counts ignored files and folders.
         size: side, in pixels, of the square to which every image is resized (Lanczos), whatever its shape.
         channels: 3 (colour) or 1 (grey).
         background: colour behind transparent pixels: a name such as black, or #rrggbb.

@@ -27,7 +27,7 @@ WHITE: Colour = (255, 255, 255)
 
 
 def colour_of(name: str) -> Colour:
-    """Return the red, green and blue values of a colour that data.background names."""
+    """Return the red, green and blue values of the colour `name` (data.background)."""
     try:
         colour = ImageColor.getrgb(name)
         if len(colour) == 3:
@@ -40,8 +40,8 @@ def colour_of(name: str) -> Colour:
 def pixels(source: Path | bytes, size: int | None, channels: int = 3, background: Colour = WHITE) -> np.ndarray:
     """Read an image file, or its content, as uint8 [channels, size, size].
 
-    The image is rotated as its EXIF data say. Transparent pixels get the background colour. 16 bits per channel are
-    scaled to 8. If the file has several frames, the first is used.
+    The image is rotated according to the EXIF data of the file. Transparent pixels get the background colour. 16 bits
+    per channel are scaled to 8. If the file has several frames, the first is used.
 
     Args:
         source: path or content of the file.
@@ -67,11 +67,11 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
 def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
     """Raise a ValueError for a PNG file with a transparent colour and other than 8 bits per channel.
 
-    Pillow would scale the pixels to 8 bits, but not the transparent colour, which would then match wrong pixels.
+    Pillow scales the pixels to 8 bits, but not the transparent colour. The wrong pixels would become transparent.
     """
     of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
     if image.format == "PNG" and "transparency" in image.info and of_bits:
-        raise ValueError("a transparent colour, but not 8 bits per channel; save the image with an alpha channel")
+        raise ValueError("the image has a transparent colour without 8 bits per channel; save it with an alpha channel")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -89,7 +89,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Rotate and mirror an image as its EXIF data say; an image with damaged EXIF data stays unchanged."""
+    """Rotate and mirror an image according to its EXIF data. If these are damaged, the image stays unchanged."""
     with suppress(*DAMAGED), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ImageOps.exif_transpose(image)
@@ -114,7 +114,7 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: Colour = WHITE) -> Iterator[np.ndarray]:
-    """Yield the pixels of each readable file; then raise a UsageError that names unreadable files, if there are any."""
+    """Yield the pixels of each readable file. At the end, a UsageError names the unreadable files, if any."""
     bad: list[str] = []
     for path in paths:
         try:

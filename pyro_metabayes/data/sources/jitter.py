@@ -15,12 +15,14 @@ CHUNK = 4096  # images distorted at a time, which bounds the memory and has no e
 
 @dataclass(frozen=True)
 class Jitter:
-    """Limits of the distortion of an image; every number is drawn uniformly and independently for each image.
+    """Limits of the random distortion of an image.
+
+    Every number is drawn uniformly within its limits, independently for each image.
 
     Args:
         rotation: largest rotation in either direction, in degrees.
         shear: largest horizontal shift per vertical pixel, in pixels.
-        scale: width and height are each multiplied by a factor between exp(-scale) and exp(scale).
+        scale: limit of the log factors of width and height: the factors lie between exp(-scale) and exp(scale).
         shift: largest shift, in pixels of the result, in x and in y.
         erase: width, in pixels of the result, of an erased bar in a random direction. The distance of the bar from the
             centre is at most a quarter of the side of the image. 0: no bar.
@@ -79,7 +81,7 @@ class Jitter:
         return torch.cat((linear, translation), -1)
 
     def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
-        """Return masks [M, 1, size, size] of M images, which are 0 inside the erased bar and 1 outside."""
+        """Return masks [M, 1, size, size] of M images: 0 inside the erased bar, 1 outside."""
         place = torch.arange(size) - (size - 1) / 2
         angle, offset = torch.pi * draws[:, 6, None, None], size / 4 * draws[:, 7, None, None]
         distance = place * angle.cos() + place.unsqueeze(-1) * angle.sin() - offset

@@ -1,11 +1,12 @@
 """The embeddings published with LEO (Rusu et al. 2019): WRN-28-10 features, 640 numbers for each image.
 
-The archive http://storage.googleapis.com/leo-embeddings/embeddings.zip, unpacked in METABAYES_DATA/leo_embeddings, has
+Unpack the archive http://storage.googleapis.com/leo-embeddings/embeddings.zip in METABAYES_DATA/leo_embeddings. It has
 the files
 
     embeddings/{miniImageNet,tieredImageNet}/{center,multiview}/{train,val,test}_embeddings.pkl
 
-with the arrays embeddings [N, 640] and keys [N], "<number>-<class>-<class>_<image>". Only miniImageNet has multiview.
+Each file has the arrays embeddings [N, 640] and keys [N]. A key is "<number>-<class>-<class>_<image>". Only
+miniImageNet has multiview.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ HINT = "unpack http://storage.googleapis.com/leo-embeddings/embeddings.zip in it
 
 
 def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
-    """Load the published features of M images, float32 [M, 640]. They are converted once and kept in the cache.
+    """Load the published features of M images, float32 [M, 640], converted once and kept in the cache.
 
-    The features are not scaled here; model=leo and backbone=identity scale them to unit length.
+    The features are not scaled. Use model=leo or backbone=identity, which scale them to unit length.
 
     Args:
         benchmark: miniImageNet (64 / 16 / 20 classes of 600 images) or tieredImageNet (351 / 97 / 160 classes).

@@ -1,4 +1,4 @@
-"""Tasks of Bayesian linear regression, simulated from the model itself, so that the exact posterior is known."""
+"""Simulated tasks of Bayesian linear regression with a known exact posterior."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """Simulator of Bayesian linear regression: w_kd ~ N(loc, scale^2) and y_ik ~ N(w_k . x_i, noise^2).
+    """Simulator of Bayesian linear regression.
 
-    The index k is an output, d a feature and i a point. The inputs are x_i ~ N(0, I), or x_i = 1 if `constant`. The
-    splits differ only in their random numbers.
+        w_kd ~ N(loc, scale^2),    y_ik ~ N(w_k . x_i, noise^2),    x_i ~ N(0, I), or x_i = 1 if `constant`,
+
+    where k is an output, d a feature and i a point. The splits differ only in their random numbers.
 
     Args:
         num_features: number of features D.
@@ -30,7 +31,7 @@ class LinearGaussian:
         loc: prior mean of a weight.
         scale: prior standard deviation of a weight.
         noise: standard deviation of the noise.
-        constant: whether all features are 1; with one feature, w is then the mean of a Gaussian.
+        constant: whether all features are 1. With one feature, w is then the mean of the labels.
     """
 
     num_features: int = 1

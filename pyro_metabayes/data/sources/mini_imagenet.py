@@ -1,6 +1,6 @@
 """mini-ImageNet: 100 classes of 600 images, 64 / 16 / 20 classes for train, val and test (Ravi and Larochelle 2017).
 
-There is no official download. The first of the following forms that exists in METABAYES_DATA/mini_imagenet is read:
+There is no official download. Three forms are read from METABAYES_DATA/mini_imagenet, the first that exists:
 
     train.csv, val.csv, test.csv, with a line filename,label for each image, and the files in images/
     mini-imagenet-cache-{train,val,test}.pkl: image_data [N, 84, 84, 3] and class_dict, class -> rows
@@ -80,7 +80,7 @@ def _of_table(table: Path, size: int) -> Part:
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(
-            f"expected the images that {table.name} lists, found no {missing[0]} ({len(missing)} of {len(label_of)} "
+            f"expected all images of the list {table.name}, found no {missing[0]} ({len(missing)} of {len(label_of)} "
             "are missing); add these images, or use the list that belongs to your images"
         )
     files = sorted(label_of, key=label_of.__getitem__)

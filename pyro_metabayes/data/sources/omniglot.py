@@ -1,8 +1,8 @@
 """Omniglot (Lake et al. 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of each.
 
-Images are grey, 28 x 28, ink 255 on background 0. The split is that of Vinyals et al. 2016, with 1,028 / 172 / 423
-characters for train, val and test, listed in splits/ as `alphabet/character`. Classes are the characters and, as
-customary, their rotations by 90, 180 and 270 degrees.
+Images are grey, 28 x 28, ink 255 on background 0. The split is that of Vinyals et al. 2016, listed in splits/ as
+`alphabet/character`: 1,028 / 172 / 423 characters for train, val and test. The rotations of a character by 90, 180 and
+270 degrees are further classes, as customary.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ROTATED_SPLITS = {"all": SPLITS, "train": ("train",), "none": ()}
 
 
 def load(rotations: str = "all") -> Bank:
-    """Load Omniglot from METABAYES_DATA/omniglot/omniglot_28.npz or, without METABAYES_DATA, by torchvision's download.
+    """Load Omniglot from METABAYES_DATA/omniglot/omniglot_28.npz. Without METABAYES_DATA, torchvision downloads it.
 
     Args:
-        rotations: the splits whose rotated characters are further classes: "all" (4,112 / 688 / 1,692 classes, as in
-            Snell et al. 2017 and VERSA), "train", or "none".
+        rotations: the splits in which rotated characters are further classes: "all" (4,112 / 688 / 1,692 classes, as
+            in Snell et al. 2017 and VERSA), "train" or "none".
     """
     if rotations not in ROTATED_SPLITS:
         raise UsageError(f"expected data.rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
@@ -92,7 +92,7 @@ def _download() -> dict[str, np.ndarray]:
 
 
 def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.ndarray:
-    """Return the images of the characters `names`, sorted by the order of names `order`."""
+    """Return the images of the characters `names`, sorted so that the names have the order `order`."""
     place = {str(name): index for index, name in enumerate(names)}
     missing = [name for name in order if name not in place]
     if missing:

@@ -18,10 +18,11 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Ordinal:
-    """Simulator of ordinal regression: y_i = #{k : c_k < w . x_i + e_i}, one of C levels 0, ..., C - 1.
+    """Simulator of ordinal regression. A label is one of C levels 0, ..., C - 1.
 
-    The task has weights w_d ~ N(loc, scale^2); its points i have inputs x_i ~ N(0, I) and logistic noise e_i. The
-    splits differ only in their random numbers.
+        y_i = #{k : c_k < w . x_i + e_i},    w_d ~ N(loc, scale^2),    x_i ~ N(0, I),    e_i ~ Logistic(0, 1),
+
+    where w are the weights of the task and i is a point. The splits differ only in their random numbers.
 
     Args:
         num_features: number of features D of an input.

@@ -3,10 +3,11 @@
 Li, Yang, Song and Hospedales, "Deeper, Broader and Artier Domain Generalization", ICCV 2017 (arXiv 1710.03077).
 
 The images are read from METABAYES_DATA/pacs, in the layout of the authors' archive: kfold/DOMAIN/CLASS/*.jpg (sketch:
-*.png). The split files of the authors, DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt, have one line
-"DOMAIN/CLASS/FILE LABEL" per image. They are searched in pacs/, pacs/kfold/ and pacs/splits/. The class of an image is
-read from its folder, since some editions of these files count labels from 0 and others from 1. Without split files
-every tenth image of a class is for validation. These are as many images as the split files list, but not the same.
+*.png). The class of an image is its folder.
+
+The authors' split files DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt are searched in pacs/, pacs/kfold/ and
+pacs/splits/. They have one line "DOMAIN/CLASS/FILE LABEL" per image; the label is not used. Without split files, every
+tenth image of a class is for validation: as many images as with the split files, but not the same ones.
 """
 
 from __future__ import annotations
@@ -98,6 +99,6 @@ def _refuse_absent(names: set[str], images: Files, domain: str) -> None:
     there = {f"{domain}/{name}/{file.name}" for name, files in images.items() for file in files}
     if absent := sorted(names - there):
         raise UsageError(
-            f"expected every image that the split files of {domain} name, found no {absent[0]} ({len(absent)} of "
+            f"expected all images in the split files of {domain}, found no {absent[0]} ({len(absent)} of "
             f"{len(names)} are missing); unpack PACS again, or remove the split files"
         )

@@ -50,17 +50,17 @@ class Part:
 
 
 def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object], division: str = "classes") -> Bank:
-    """Return a data set (bank) from its splits; splits that are not in the cache are converted first.
+    """Return a data set (bank) from its splits. Splits that are not in the cache are converted first.
 
-    A split is cached as NAME/SPLIT-KEY.npy. A .json file of the same name has its classes; it is written last. KEY is a
-    hash of the settings and of the names, sizes and modification times of the files. Therefore an interrupted
-    conversion keeps its finished splits, and changed files are converted again.
+    A split is cached as NAME/SPLIT-KEY.npy. A .json file of the same name lists the classes of the split. KEY is a hash
+    of the settings and of the names, sizes and modification times of the files. Changed files are thus converted again.
+    An interrupted conversion keeps the splits that were finished.
 
     Args:
         name: name of the data set.
         parts: the splits train, val and test; only train if the data are not divided.
         settings: settings on which the conversion depends.
-        division: "classes", "rows" or "none": what the splits divide. With "classes", a class in two splits raises a
+        division: what the splits divide: "classes", "rows" or "none". With "classes", a class in two splits raises a
             UsageError.
     """
     paths = {split: _path(name, split, part, settings) for split, part in parts.items()}
@@ -87,7 +87,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 
 
 def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
-    """Check that no split is empty and no class is in several splits, since test classes must be unseen in training."""
+    """Check that no split is empty and that no class is in several splits, else raise a UsageError."""
     if empty := [split for split in SPLITS if not names[split]]:
         raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; add data")
     for one, other in itertools.combinations(SPLITS, 2):

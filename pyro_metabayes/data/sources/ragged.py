@@ -51,10 +51,10 @@ class Ragged:
 
 @dataclass(frozen=True)
 class RaggedTasks:
-    """Block of tasks, one per set of points; `tasks` pads the requested tasks to the largest of them.
+    """Block of tasks, one per set of points. `tasks` pads the requested tasks to the size of the largest one.
 
-    The first `shot` points of a set are the support set, but at least one point is left as a query. At most `query` of
-    the other points are queries.
+    The first `shot` points of a set are the support set; at least one point is left as a query. Of the remaining
+    points, at most `query` are queries.
 
     Args:
         ragged: all sets of points.
@@ -88,9 +88,12 @@ class RaggedTasks:
         ).to(self.device)  # fmt: skip
 
     def _at(self, starts: Tensor, place: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, y and mask of N points in each of T tasks, at the positions `place` [T, N] of their sets.
+        """Return x, y and mask of N points in each of T tasks.
 
-        Positions >= `end` [T, 1], where the set has no points, give zeros and are masked.
+        Args:
+            starts: [T, 1], index in `rows` of the first point of each task.
+            place: [T, N], positions of the points within the task.
+            end: [T, 1], first position without a point. Positions from `end` on give zeros and are masked.
         """
         inside = place < end
         row = self.rows[(starts + place).clamp(max=len(self.rows) - 1)]

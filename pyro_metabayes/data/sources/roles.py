@@ -14,9 +14,9 @@ PRODUCT = ":"  # between the columns of an interaction
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of the columns of a regression in groups. The fields are named as the settings of data=groups.
+    """Names of the columns of a regression in groups. The fields have the names of the settings of data=groups.
 
-    A predictor "a:b" is the product of the columns a and b, unless the file has a column of that name.
+    A predictor "a:b" is the column "a:b" if the file has one. Otherwise it is the product of the columns a and b.
     """
 
     group: Name | Sequence[Name]
@@ -40,21 +40,21 @@ class Roles:
 
 
 def parts_of(name: Name) -> list[Name]:
-    """Return the columns a and b of a product "a:b"; for any other name, the name itself."""
+    """Return the columns a and b of a product "a:b", or the name itself if it is not a product."""
     return [*name.split(PRODUCT)] if isinstance(name, str) and PRODUCT in name else [name]
 
 
 def term_of(name: Name, header: Header) -> tuple[str, ...]:
-    """Return the columns of the file whose product is the predictor `name`: several for "a:b", else one."""
+    """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one."""
     names = [name] if matching(name, header.names) else parts_of(name)
     return tuple(header.name_of(part) for part in names)
 
 
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
-    """Raise a UsageError for an interaction without its lower-order terms, or a term that names a column twice.
+    """Raise a UsageError for an interaction without lower-order terms, or a term that names a column twice.
 
     The interaction a:b requires the terms a and b. R accepts a:b without a main effect, and then codes all levels of
-    the factor. Here the first level is always the reference, so a:b without a main effect is not supported.
+    the factor. Here the first level is always the reference.
     """
     for term in terms:
         if len({*term}) < len(term):

@@ -1,4 +1,4 @@
-"""Weights and offsets of the rows of a regression: a row of weight a has the model's noise variance divided by a."""
+"""Weights and offsets of the rows of a regression. The noise variance of a row with weight a is divided by a."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def check_weights(weights: Tensor, name: str, file: Path) -> None:
     if least <= 0:
         row = int(weights.argmin())
         raise UsageError(
-            f"expected weights > 0 in column '{name}' of {file}, got {least:g} in row {row + 1} (without rows that "
-            "have missing values); a weight is the precision of a row, such as the number of measurements in its mean; "
-            "drop the row, or fix its weight"
+            f"expected weights > 0 in column '{name}' of {file}, got {least:g} in row {row + 1} (not counting rows "
+            "with missing values); drop the row, or set its precision, such as the number of measurements in its mean"
         )
     if most > SPREAD * least:
         raise UsageError(
@@ -38,13 +37,13 @@ def check_weights(weights: Tensor, name: str, file: Path) -> None:
 def check_offset(offset: Tensor, name: str, file: Path) -> None:
     """Check that an offset [N] of N rows is on the scale of a logit or log rate, else raise a UsageError.
 
-    An exposure in place of its logarithm is the usual mistake.
+    The usual mistake is an exposure instead of the logarithm of the exposure.
     """
     least, most = offset.min().item(), offset.max().item()
     if most - least > WIDEST:
         raise UsageError(
-            f"expected an offset on the scale of the linear predictor in column '{name}' of {file}, such as the "
-            f"logarithm of an exposure, got numbers from {least:g} to {most:g}; take logarithms"
+            f"expected an offset on the scale of the linear predictor in column '{name}' of {file}, got numbers from "
+            f"{least:g} to {most:g}; take logarithms (of exposures)"
         )
 
 
@@ -54,7 +53,7 @@ def with_equal_precision(tasks: Tasks) -> Tasks:
     A row with features x, label y and weight r^2 becomes the row with features r x and label r y.
 
     Args:
-        tasks: T tasks with N rows each. The inputs [T, N, D + 1] are the D features x and then r; the labels [T, N, Y]
+        tasks: T tasks with N rows each. The inputs [T, N, D + 1] are the D features x and then r. The labels [T, N, Y]
             are Y numbers per row.
     """
 
@@ -69,9 +68,10 @@ def with_equal_precision(tasks: Tasks) -> Tasks:
 
 
 def log_roots(tasks: Episodes) -> float:
-    """Return the sum of log r over all query rows in nats, where r is the root of the weight of a row.
+    """Return log p(y) - log p(r y) in nats, summed over all query rows.
 
-    This sum is log p(y) - log p(r y), where y are the labels and r y the labels of `with_equal_precision`.
+    Here y are the labels, r is the root of the weight of a row, and r y are the labels of `with_equal_precision`. The
+    difference equals the sum of log r.
     """
     root = torch.where(tasks.query_mask, tasks.query_x[..., -1], 1.0)
     return root.double().log().sum().item()

@@ -20,14 +20,16 @@ class Scales:
     """Means and standard deviations of the columns of a regression: D features and the response y.
 
     Column j is standardised to (x_j - mean_j) / sd_j in float64. A regression with weights w on standardised columns
-    has the weights A w + b in the units of the file: slopes sd_y w_j / sd_j, and the intercept mean_y + sd_y (w_0 -
-    sum_j w_j mean_j / sd_j), the response at x = 0.
+    has the weights A w + b in the units of the file:
+
+        slope_j   = sd_y w_j / sd_j
+        intercept = mean_y + sd_y (w_0 - sum_j w_j mean_j / sd_j), the response at x = 0.
 
     Args:
         columns: [D + 1], names; the intercept has mean 0 and sd 1.
         mean: [D + 1], in the units of the file.
         sd: [D + 1], in the units of the file.
-        offset: mean offset of the rows if the response is not Gaussian, else 0; w_0 includes this mean.
+        offset: mean offset of the rows if the response is not Gaussian, else 0. The weight w_0 includes this mean.
         weight: mean weight of the rows.
     """
 
@@ -58,7 +60,7 @@ class Scales:
 
         Args:
             effects: [..., R], the R group-specific weights, which are the first of the D weights.
-            shared: [..., D - R], the weights that all groups share. They change the intercept at x = 0.
+            shared: [..., D - R], the weights that all groups share. They enter the intercept at x = 0.
         """
         shared = shared.expand(*effects.shape[:-1], -1)
         return self.in_units(torch.cat((effects, shared.to(effects)), -1))[..., : effects.shape[-1]]
@@ -108,7 +110,7 @@ def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moment
 
 
 def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
-    """Check that `given` has the mean, the sd or both of some of these columns; else raise a UsageError."""
+    """Check that `given` has the mean, the sd or both of some of the columns, else raise a UsageError."""
     there = [name for name in columns if name != INTERCEPT]
     for name, moments in given.items():
         numbers = isinstance(moments, Mapping) and all(

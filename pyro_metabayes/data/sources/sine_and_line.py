@@ -1,4 +1,4 @@
-"""Regression tasks that are sines or straight lines. From a few points, one cannot tell which of the two a task is."""
+"""Regression tasks that are sines or straight lines. A few points do not tell which of the two a task is."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ class Functions:
 class SineAndLine:
     """Simulator of regression tasks: sines or lines, each with probability 1/2.
 
-    A task is y = A sin(x - phase) + e or y = slope x + intercept + e, with e ~ N(0, noise^2), x ~ U[-5, 5],
-    A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018; Rusu et al. 2019, figure 2.)
+        y = A sin(x - phase) + e    or    y = slope x + intercept + e,
+
+    with e ~ N(0, noise^2), x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al.
+    2018; Rusu et al. 2019, figure 2.)
 
     Args:
         noise: standard deviation of the noise.
-        fewest: 0: every task has task.shot support points. A positive value: the number of support points is drawn
-            uniformly from `fewest` to task.shot; the other points are masked.
+        fewest: if positive, the number of support points is drawn uniformly from `fewest` to task.shot, and the other
+            points are masked. 0: every task has task.shot support points.
     """
 
     noise: float = 0.3
@@ -58,8 +60,8 @@ class SineAndLine:
     def functions(self, generator: Generator) -> Functions:
         """Draw the true functions of a block of tasks.
 
-        The functions are not stored in the tasks, where a guide could read them. A block draws its functions first, so
-        that functions(generator_of(seed, split, b)) returns the functions of block b.
+        functions(generator_of(seed, split, b)) returns the functions of block b. They are not stored in the tasks,
+        where a guide could read them.
         """
 
         def uniform(low: float, high: float) -> Tensor:

@@ -17,10 +17,12 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Sinusoid:
-    """Simulator of regression tasks, y_i = A sin(x_i - b) + noise e_i.
+    """Simulator of regression tasks.
 
-    A ~ U[0.1, 5] and b ~ U[0, pi] are drawn per task, x_i ~ U[-5, 5] and e_i ~ N(0, 1) per point i. The splits differ
-    only in their random numbers. (Finn, Abbeel and Levine 2017, section 5.1, without noise.)
+        y_i = A sin(x_i - b) + noise e_i,
+
+    where A ~ U[0.1, 5] and b ~ U[0, pi] are drawn per task, x_i ~ U[-5, 5] and e_i ~ N(0, 1) per point i. The splits
+    differ only in their random numbers. (Finn, Abbeel and Levine 2017, section 5.1, without noise.)
 
     Args:
         noise: standard deviation of the noise.

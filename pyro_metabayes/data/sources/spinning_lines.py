@@ -18,14 +18,19 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class SpinningLines:
-    """Simulator of lines y_i = w x_i without noise, whose slope w can be predicted from the inputs x_i of the task.
+    """Simulator of lines without noise. The inputs x_i of a task predict the slope w.
 
-    x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2).
+        y_i = w x_i,    w = mean_i x_i + e,    x_i ~ N(loc, scale^2),    e ~ N(slope_loc, slope_scale^2).
 
-    With n query points and without support points (task.shot=0), p(w) = N(loc + slope_loc, scale^2 / n +
-    slope_scale^2) and p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
-    I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats: 0.7085 at n = 32 and the defaults. (The toy problem of
-    Hu et al. 2020, appendix. The paper does not state all settings; the defaults are our choice.)
+    With n query points and without support points (task.shot=0), the slope has the distributions
+
+        p(w) = N(loc + slope_loc, scale^2 / n + slope_scale^2),    p(w | x) = N(mean(x) + slope_loc, slope_scale^2).
+
+    The mutual information of slope and inputs in nats (0.7085 at n = 32 and the defaults) is
+
+        I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2.
+
+    Source: the toy problem of Hu et al. 2020, appendix, which does not state all settings.
 
     Args:
         loc: mean of the inputs.

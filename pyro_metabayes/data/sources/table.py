@@ -25,9 +25,9 @@ class Reading:
     """Settings for reading the cells of a CSV file.
 
     Args:
-        missing: "refuse" or "drop" rows in which the key (the name of the group) or a number is missing.
+        missing: "refuse" or "drop" rows without a key (the name of the group) or without a number.
         decimal: decimal separator, "point" or "comma".
-        levels: levels of each column of text; a cell becomes the index of its level. None: the levels of the file.
+        levels: levels of each column of text; None: the levels of the file. A cell becomes the index of a level.
         optional: columns of numbers in which a missing value becomes NaN.
     """
 
@@ -59,11 +59,11 @@ class Columns:
 
 
 def read_columns(header: Header, keys: str | None, columns: Sequence[str], reading: Reading) -> Columns:
-    """Read `columns` of a CSV file as numbers, and the column `keys` as text; keys=None: all rows have the same key.
+    """Read `columns` of a CSV file as numbers, and the column `keys` as text. keys=None: all rows have the same key.
 
     Raises:
-        UsageError: a key or a number is missing, a level is unknown, a row has another number of cells than the header,
-            or there are no rows.
+        UsageError: there are no rows, a key or a number is missing, a level is unknown, or a row does not have as many
+            cells as the header.
     """
     names: dict[str, str] = {}  # one copy of each string
     keys_of_rows, values, gaps = [], array("d"), Gaps()
@@ -88,7 +88,7 @@ def read_columns(header: Header, keys: str | None, columns: Sequence[str], readi
 
 
 def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
-    """Return the columns of text, i.e. those whose first non-missing cell begins with a letter."""
+    """Return the columns of text. In these, the first non-missing cell begins with a letter."""
     first: dict[str, str] = {}
     for _, cells in _rows(header, [None, *columns]):
         first |= {n: c.strip() for n, c in zip(columns, cells[1:], strict=True) if n not in first and not is_gap(c)}
@@ -107,7 +107,7 @@ def _value(
     known, text = levels[name], cell.strip()
     if text not in known and reading.levels[name] is not None:
         raise UsageError(
-            f"expected column '{name}' to hold one of {', '.join(known)}, the levels in training, got '{text}' "
+            f"expected column '{name}' to hold a level of the training data ({', '.join(known)}), got '{text}' "
             f"on line {line} of {path}; train again with this level"
         )
     return float(known.setdefault(text, len(known)))

@@ -4,8 +4,8 @@ The classes of different splits belong to different categories.
 
 The following files are read from METABAYES_DATA/tiered_imagenet for each split:
 
-    {split}_images_png.pkl, a list of PNG files, or {split}_images.npz, images [N, 84, 84, 3] with channels in the
-        order blue, green, red (the order of OpenCV, which unpacked the PNG files)
+    {split}_images_png.pkl: a list of PNG files
+    {split}_images.npz, if there is no .pkl: images [N, 84, 84, 3], channels in the order blue, green, red
     {split}_labels.pkl: label_specific (or labels) [N], and label_specific_str, the names of the classes
 """
 
@@ -32,7 +32,9 @@ HINT = (
 
 
 def load(size: int = SIDE) -> Bank:
-    """Load tiered-ImageNet: uint8 images [779165, 3, size, size], converted once and cached (16.5 GB, also in memory).
+    """Load tiered-ImageNet: uint8 images [779165, 3, size, size], converted once and kept in the cache.
+
+    Cache and memory each need 16.5 GB.
 
     Args:
         size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB, Hu et al. 2020).
@@ -63,7 +65,7 @@ def _rows_of_files(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _decode(file: Any, row: int, source: Path) -> np.ndarray:
-    """Decode the pixels of a PNG file, which was pickled as an array of bytes or as a string."""
+    """Decode the pixels of a PNG file that was pickled as an array of bytes or as a string."""
     try:
         if not isinstance(file, str | bytes | np.ndarray):
             raise TypeError(f"an object of type {type(file).__name__}, not bytes")
@@ -92,7 +94,7 @@ def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _names(path: Path, rows: int, split: str) -> list[str]:
-    """Return the class name of each image: split, number and word, since different classes may have the same word."""
+    """Return the class name of each image: split, number and word. Different classes may have the same word."""
     content = text_keys(load_arrays(path), str(path))
     key = "label_specific" if "label_specific" in content else "labels"
     labels = validate_labels(text_keys(content, str(path), key)[key], rows, str(path))
@@ -102,7 +104,7 @@ def _names(path: Path, rows: int, split: str) -> list[str]:
     names = flat_array(names, str(path)).ravel().tolist()
     if absent := [label for label in labels if not 0 <= label < len(names)]:
         raise UsageError(
-            f"expected a name in label_specific_str for every class in {path}, got {len(names)} names, but class "
+            f"expected a name in label_specific_str for every class in {path}, got {len(names)} names and class number "
             f"{absent[0]}; download the file again"
         )
     words = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]

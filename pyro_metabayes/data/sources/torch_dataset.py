@@ -27,22 +27,20 @@ class LabelledItems(Protocol):
 
 
 class DatasetRows:
-    """Inputs [M, *X] of a torch Dataset of M items, on the CPU, with the methods of a tensor that samplers use.
+    """Inputs [M, *X] of a torch Dataset of M items on the CPU, where *X is the shape of one input.
 
-    *X is the shape of one input.
-
-    Transforms of the dataset are applied whenever an item is read. For random transforms, torch's seed is a hash of the
-    indices of the items that are read together. Therefore a resumed training repeats the same transforms, and reading
-    items does not change other random numbers of the training.
+    The class has the tensor methods that samplers use. Transforms of the dataset are applied whenever an item is read.
+    For random transforms, torch's seed is a hash of the indices of the items that are read together. A resumed training
+    thus repeats the same transforms. Other random numbers of the training are not changed.
 
     Args:
         dataset: items (input, label); all inputs are tensors or arrays of the same shape.
         order: [M], the index of the item in each row.
-        labels: the expected label of every item; when an item is read, its label is compared with the expected label.
+        labels: the expected label of every item, with which the label is compared when the item is read.
 
     Raises:
-        UsageError: inputs are not tensors of real numbers, or differ in shape; or an item does not have the expected
-            label.
+        UsageError: inputs are not tensors of real numbers, inputs differ in shape, or an item has another label than
+            expected.
     """
 
     device = torch.device("cpu")
@@ -125,10 +123,10 @@ def _seed_of(items: np.ndarray) -> int:
 def labels_of(dataset: LabelledItems) -> np.ndarray:
     """Return the label, integer or text, of each of the M items: an array [M].
 
-    Labels are those in the attribute `targets` or `labels` of the dataset. Without them all items are read.
+    Labels come from the attribute `targets` or `labels` of the dataset. If there is none, all items are read.
 
     Raises:
-        UsageError: the dataset is not map-style, or it is empty; a label is neither integer nor text; or `targets` or
+        UsageError: the dataset is not map-style, it is empty, a label is not an integer or text, or `targets` or
             `labels` differ from the items.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
@@ -159,7 +157,7 @@ def _check_label(label: Any, listed: Any, item: int) -> None:
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """Return the labels that the dataset lists; None if it has no such list, or if a target_transform changes them."""
+    """Return the labels in `targets` or `labels`; None if there are none, or if a target_transform changes labels."""
     if isinstance(dataset, Subset):
         inner = _listed_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
@@ -192,7 +190,7 @@ def _label(pair: Any, item: int) -> Any:
 
 
 def class_names_of(dataset: Any, labels: Sequence[Any]) -> list[str]:
-    """Return the name of each label from the attribute `classes` of the dataset, else the label itself as text."""
+    """Return the name of each label in the attribute `classes` of the dataset, or else the label as text."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = dict(enumerate(getattr(dataset, "classes", ())))
