@@ -97,7 +97,7 @@ def test_gains_over_training_runs_have_an_interval_of_their_own(runs: Path, comp
     ]
     interval = over_runs(gains, ["one", "one"])
     first, row = rows_of(compared[0])
-    assert row["over runs: runs"] == "2 of 1 backbone" and first["over runs: accuracy gain, points"] == "-"
+    assert row["over runs: runs"] == "2, with 1 backbone" and first["over runs: accuracy gain, points"] == "-"
     assert row["over runs: accuracy gain, points"].startswith(f"{interval.mean:+.1f} +- {interval.ci95:.1f}")
     assert ("better" in row["over runs: accuracy gain, points"]) == (interval.excludes_zero and interval.mean > 0)
     assert "floor" in row["ECE"]

@@ -109,7 +109,7 @@ def test_better_is_what_the_interval_over_training_runs_says() -> None:
     gains = ((0.03, 0.031, 0.032), (0.06, -0.02, 0.05))
     other = [run_of("sib", i, f"b{i}", 0.7 + gains[0][i], 1.0 - gains[1][i]) for i in range(3)]
     row = training_runs_row("d", "sib", other, first)
-    assert row["runs"] == "3 of 3 backbones"
+    assert row["runs"] == "3, with 3 backbones"
     assert row["accuracy gain, points"] == "+3.1 +- 0.2, better"
     assert "better" not in row["NLL difference"] and "+-" in row["NLL difference"]
     assert training_runs_row("d", "proto", first, first)["accuracy gain, points"] == "-"

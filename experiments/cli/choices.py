@@ -44,7 +44,7 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
 
 def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
-    """Return the choice that sets `name` of another part; '' if none does. Example: guide=laplace for prior.scale."""
+    """Return the choice of another group that sets `part.name`, such as guide=laplace for prior.scale; else ''."""
     for group, settings in _settings_of(choices).items():
         if group != part and name in (settings.get(part) or {}):
             return f"{group}={choices[group]}"

@@ -164,8 +164,8 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift (version 0.1) becomes data.train_shift. A missing entry `estimated` is added. In that version,
-    data=groups centred predictors only with data.centre=true, and the entry records this.
+    task.train_shift becomes data.train_shift. A missing entry `estimated` is added, with a mean of 0 for each predictor
+    that data=groups did not centre. Version 0.1 centred predictors only with data.centre=true.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)

@@ -142,9 +142,9 @@ def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequenc
 
 
 def _count(runs: Sequence[Run]) -> str:
-    """Format the number of runs and of their distinct pretrained backbones, such as "3 of 1 backbone"."""
+    """Format the number of runs and of their distinct pretrained backbones, such as "3, with 1 backbone"."""
     backbones = len({run.backbone for run in runs})
-    return f"{len(runs)} of {backbones} backbone{'s' * (backbones > 1)}"
+    return f"{len(runs)}, with {backbones} backbone{'s' * (backbones > 1)}"
 
 
 def _marked(difference: RunsInterval, digits: int, better: int) -> str:

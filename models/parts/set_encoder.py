@@ -99,11 +99,11 @@ class CountAware(SetEncoder):
         precision_c = a + sum_i b(x_i),    loc_c = (a m + sum_i b(x_i) (x_i + f(x_i))) / precision_c.
 
     m and log a are parameters. f and log b are networks. The scale decreases with the number of points. A class without
-    points has N(m, 1/a). Before training, a class of one point has the given scale, and a is a fifth of the precision
-    of this class.
+    points has N(m, 1/a). Before training, the scale of a class of one point is `scale`. The prior precision a is then a
+    fifth of the precision of this class.
 
-    For the mean of a Gaussian with known noise (constant b, linear x_i + f), the encoder can represent both the exact
-    conditional prior and the exact posterior. The arguments are those of `MeanPooled`.
+    With constant b and linear x_i + f(x_i), the encoder can represent the exact conditional prior and the exact
+    posterior of the mean of a Gaussian with known noise. The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:

@@ -174,7 +174,7 @@ def _score_batch(
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """Return the exact posterior of simulated tasks; None if it is unknown or has another shape of w."""
+    """Return the exact posterior of simulated tasks; None if it is unknown or not of the model's w."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 

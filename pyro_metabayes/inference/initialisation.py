@@ -92,7 +92,7 @@ def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weight
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
     """Construct a learned initial point for all tasks, with a row of weights per class or output.
 
-    Before training, the rows of several classes are random with about unit length. A single row is 0.
+    Before training, two or more rows are random with about unit length; one row alone is 0.
     """
     start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
     return LearnedPoint(start(num_classes, num_weights) * num_weights**-0.5)
