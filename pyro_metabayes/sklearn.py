@@ -146,10 +146,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set the learner `learner_`, which predicts probabilities, and the learner `nearest_`, which predicts labels.
-
-        The two differ only if the argument `learner` is None.
-        """
+        """Set `learner_`, which predicts probabilities, and `nearest_`, which predicts labels."""
         if self.learner is None:
             self._refuse_balance()
             frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner

@@ -54,7 +54,7 @@ REFUSED = {
     "y ~ 0 + x + (1 | g)": "expected a formula with intercept",
     "y ~ x - 1 + (1 | g)": "expected a formula with intercept",
     "y ~ 1 + (x | g)": "expected 'x' also outside of (effects | group)",
-    "y ~ x + (0 | g)": "expected effects of groups, such as (1 | school)",
+    "y ~ x + (0 | g)": "expected an effect before the bar, such as (1 | school)",
     "y ~ x + offset(log(n)) + (1 | g)": "expected the name of a column as offset in data.formula, got 'log(n)'",
     "y ~ offset(a) + offset(b) + (1 | g)": "expected at most one offset(x) in data.formula, outside of (eff",
     "y ~ poly(x, 2) + (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got 'poly(x, 2)'",

@@ -245,4 +245,4 @@ def test_a_run_on_numbers_has_no_classes(here: Path) -> None:
     ran("run", "guide=maml", "data=sinusoid", "train.steps=1", "eval.tasks=4", "hydra.run.dir=numbers")
     assert "expected a run on a data set of classes, got data=sinusoid" in call("errors", "numbers").error
     error = call("predict", "numbers", "support=support.npz", "query=query.npy").error
-    assert error.startswith("expected a run that predicts the classes of a support set, or a run on data=groups, got")
+    assert error.startswith("expected a run on data=groups, or a run whose classes are those of a support set, got")

@@ -36,7 +36,7 @@ def predicted_classes(folder: Path, config: Config, support: Path, query: Path) 
     learner = MetaLearner.load(folder)
     if learner.num_targets or learner.guide.needs_shared_classes or has(learner.model, HasBaseClasses):
         raise UsageError(
-            f"expected a run that predicts the classes of a support set, or a run on data=groups, got guide="
+            f"expected a run on data=groups, or a run whose classes are those of a support set, got guide="
             f"{config.choices.get('guide')} on data={config.choices.get('data')}; use MetaLearner.predict in Python"
         )
     reader = Reader.of(config, learner.input_shape)

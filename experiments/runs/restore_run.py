@@ -77,11 +77,11 @@ def _runs(folders: Sequence[str], schema: type) -> DictConfig:
     """Return the setting `run`: the folder of one run as a string, or several folders as a list."""
     if len(folders) > 1 and get_type_hints(schema)["run"] is str:
         got = f"{len(folders)}: {', '.join(folders)}"
-        raise UsageError(f"expected the folder of one run, got {got}; settings have the form tasks=32")
+        raise UsageError(f"expected the folder of one run, got {got}; give one folder, and settings as NAME=VALUE")
     for folder in folders if len(folders) > 1 else ():  # checked first, since the first run may take minutes
         if not (user_path(folder) / "checkpoint.pt").is_file():
             got = f"'{folder}', which has no checkpoint.pt"
-            raise UsageError(f"expected folders of runs, got {got}; settings have the form tasks=32")
+            raise UsageError(f"expected folders of runs, got {got}; give folders of runs, and settings as NAME=VALUE")
     paths = [str(user_path(folder)) for folder in folders]
     return OmegaConf.create({"run": paths if len(paths) > 1 else paths[0]} if paths else {})
 

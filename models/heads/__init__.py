@@ -79,7 +79,7 @@ class Cosine(Head):
         return self._outputs_at(w, self.scale * self.bias)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function of `Head.outputs_of_draws`. The function multiplies x only with loc and noise vectors."""
+        """Override `Head.outputs_of_draws`: the function multiplies x with loc and noise vectors, not with draws."""
         return self._outputs_of_draws(loc, noise, square, self.scale * self.bias)
 
     def _outputs_at(self, v: Tensor, offsets: Tensor) -> Outputs:
@@ -193,6 +193,6 @@ class Linear(Head):
         return LogitsOfWeights.of(self.scale * w[..., :-1], self.scale * w[..., -1:])
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
-        """Return the function of `Head.outputs_of_draws`. The function multiplies x only with loc and noise vectors."""
+        """Override `Head.outputs_of_draws`: the function multiplies x with loc and noise vectors, not with draws."""
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
         return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

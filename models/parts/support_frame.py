@@ -1,4 +1,4 @@
-"""Features relative to the support set of a task, for backbone=task_frame with backbone.points=support."""
+"""Features of backbone=task_frame with backbone.points=support: points centred and whitened by the support set."""
 
 from __future__ import annotations
 

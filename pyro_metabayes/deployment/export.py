@@ -108,7 +108,7 @@ def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], sho
 
 
 def _check(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise a UsageError if program and learner predict differently for a task of another size than the traced task."""
+    """Raise a UsageError if the program and the learner predict differently."""
     close = CLOSE.get(expected[0].dtype, 1e-4)
     for value, other in zip(got, expected, strict=True):
         if not torch.allclose(value, other, rtol=close, atol=close, equal_nan=True):

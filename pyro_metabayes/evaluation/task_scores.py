@@ -1,4 +1,4 @@
-"""Scores and spreads of a batch of tasks, under draws of the posterior, the posterior mean, and the exact mean."""
+"""Scores of a batch of tasks under posterior draws, the posterior mean and the mean of the exact posterior; spreads."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
     kl = closed_form_kl(q, p)
     if kl is None:
         got = f"posterior {type(innermost(q)).__name__}, prior {type(innermost(p)).__name__}"
-        raise UsageError(f"expected a KL in closed form for an inner loop, got {got}; use prior=gaussian")
+        raise UsageError(f"expected a closed-form KL(posterior, prior) in an inner loop, got {got}; use prior=gaussian")
     return kl
 
 

@@ -118,9 +118,9 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
             )
     if support.shape[2:] != query.shape[2:] or support.dtype != query.dtype:
         raise UsageError(
-            "expected inputs of the same shape and dtype in support_x and query_x, got "
-            f"{list(support.shape[2:])} of {support.dtype} in support_x and "
-            f"{list(query.shape[2:])} of {query.dtype} in query_x; convert one of the two tensors"
+            "expected points of the same shape *X and dtype in support_x and query_x [T, N, *X], got "
+            f"{list(support.shape[2:])}, {support.dtype} in support_x and "
+            f"{list(query.shape[2:])}, {query.dtype} in query_x; reshape or convert one of the two tensors"
         )
 
 

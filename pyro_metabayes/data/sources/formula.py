@@ -197,4 +197,4 @@ def _check(fixed: Terms, own: Terms, formula: str) -> None:
             "effect over groups)"
         )
     if not own.effects and not own.intercept:
-        raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'; add such a term")
+        raise UsageError(f"expected an effect before the bar, such as (1 | school), got '{formula}'; replace (0 | ...)")

@@ -85,10 +85,12 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
 
 def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
     try:
-        content = read_npz(images)["images"][..., ::-1]
+        arrays = read_npz(images)
     except DAMAGED as error:
-        reason = reason_of(error)
-        raise UsageError(f"expected an array 'images' in {images}, got {reason}; download the file again") from None
+        raise UsageError(f"expected an .npz file, got {images}: {reason_of(error)}; download it again") from None
+    if "images" not in arrays:
+        raise UsageError(f"expected an array 'images' in {images}, got {sorted(arrays)}; download the file again")
+    content = arrays["images"][..., ::-1]
     array = validate_images(content, str(images))
     return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
 
