@@ -85,7 +85,7 @@ class Cosine(Head):
         return LogitsOfWeights.of(self.scale * inverse_norm(v) * v, offsets)
 
     def _outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, offsets: Tensor) -> Outputs:
-        return LogitsOfSquare(square, loc, noise, self.scale * inverse_norms_of_draws(loc, noise, square), offsets)
+        return LogitsOfSquare.of(square, loc, noise, self.scale * inverse_norms_of_draws(loc, noise, square), offsets)
 
 
 class CosineOffset(Cosine):
@@ -194,4 +194,4 @@ class Linear(Head):
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         """Return the function of `Head.outputs_of_draws`; it multiplies x only with loc and with the noise vectors."""
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
-        return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)
+        return LogitsOfSquare.of(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

@@ -92,7 +92,8 @@ class Featured(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Compute D features [..., D] of each input of shape *X [..., *X]; uint8 images are scaled to [0, 1] first."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
-        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
+        features = self.backbone(as_float(x.flatten(0, len(leading) - 1)))
+        return features.view(*leading, *features.shape[1:])
 
     def featured(self, data: Data) -> Data:
         """Check the tasks and return them with features; tasks of a frozen backbone already hold features.
