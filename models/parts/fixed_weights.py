@@ -71,11 +71,11 @@ class LogitsOfSquare:
         """Construct the function.
 
         Args:
-            square: see above.
+            square: assignment of noise vectors to the C classes of each draw.
             loc: means of the weights of C classes in T tasks [T, C, D].
             noise: M noise vectors per task [T, G, M, D], with G = 1 (the same for all classes) or C.
-            scale: see above.
-            offsets: see above.
+            scale: s, a scalar or, for P pairs of draws, [T, 2, P, C, 1].
+            offsets: b, a scalar or [T, 2, P, C, 1].
         """
         shared = noise.shape[1] == 1
         of_noise = square.cyclic(noise) if shared else square.by_pair(noise.unsqueeze(1)).squeeze(1)

@@ -122,13 +122,16 @@ class Draws:
 
     @property
     def has_logits(self) -> bool:
-        """Whether `outputs` are logits of the classes, i.e. log p(y = c | x, w_l) up to a term without c."""
+        """Whether `outputs` are log p(y = c | x, w_l) up to a term without c, if the labels are classes c."""
         return self.model.canonical and type(self.model).likelihood is Model.likelihood
 
     def logits(self, observed: Observed) -> Tensor:
         """Compute log p(y = c | x_query, w_l) [L, T, Q, C] of every class c, in nats, up to a term without c.
 
         A Categorical would compute this term, which no probability needs.
+
+        Args:
+            observed: T tasks with Q queries each and features as inputs.
 
         Raises:
             UsageError: the labels are not classes.

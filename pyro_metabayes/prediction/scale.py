@@ -32,6 +32,9 @@ def unit_length(x: Tensor) -> Tensor:
 
     On a CPU the lengths are read first: for vectors of usual length one division gives the same digits as `bounded`
     and `normalize`. A traced program cannot read them, and on other devices the host would have to wait.
+
+    Args:
+        x: vectors of D numbers, of a floating-point type.
     """
     if x.is_cpu and not torch.compiler.is_compiling():
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
