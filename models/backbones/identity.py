@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import pyro_metabayes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.prediction.scale import bounded
+from pyro_metabayes.prediction.scale import bounded, unit_length
 
 
 class Backbone(pyro_metabayes.Backbone):
@@ -62,9 +62,10 @@ class Backbone(pyro_metabayes.Backbone):
         return functional.normalize(centred, dim=-1) if self.normalise else centred
 
     def _scaled(self, x: Tensor) -> Tensor:
-        x = bounded(x) if self.normalise else x
-        x = x if self.power == 1 else x.sign() * x.abs() ** self.power
-        return functional.normalize(x, dim=-1) if self.normalise else x
+        if self.power != 1:
+            x = bounded(x) if self.normalise else x
+            x = x.sign() * x.abs() ** self.power
+        return unit_length(x) if self.normalise else x
 
     @torch.no_grad()
     def centre_on(self, batches: Iterable[Tensor]) -> None:

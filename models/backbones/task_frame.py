@@ -15,7 +15,7 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.models.parts.support_frame import Coordinates, SupportFrame
-from pyro_metabayes.prediction.scale import bounded
+from pyro_metabayes.prediction.scale import unit_length
 
 Data = TypeVar("Data", bound=Observed)
 
@@ -76,7 +76,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale feature vectors to unit length; `embed_tasks` does the transformation that depends on the task."""
-        return functional.normalize(bounded(x), dim=-1)
+        return unit_length(x)
 
     def embed_tasks(self, data: Data) -> Data:
         """Return the tasks with transformed features. Labels are not used."""

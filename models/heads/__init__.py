@@ -86,7 +86,7 @@ class Cosine(Head):
         return LogitsOfWeights.of(self.scale * inverse_norm(v) * v, offsets)
 
     def _outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, offsets: Tensor) -> Outputs:
-        return LogitsOfSquare(square, loc, noise, self.scale * inverse_norms_of_draws(loc, noise, square), offsets)
+        return LogitsOfSquare.of(square, loc, noise, self.scale * inverse_norms_of_draws(loc, noise, square), offsets)
 
 
 class CosineOffset(Cosine):
@@ -195,4 +195,4 @@ class Linear(Head):
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         """Override `Head.outputs_of_draws`: the function multiplies x with loc and noise vectors, not with draws."""
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
-        return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)
+        return LogitsOfSquare.of(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -52,25 +51,40 @@ class LogitsOfSquare:
 
     Attributes:
         square: says which noise vector m each class has in each draw.
-        loc: means of the weights of C classes in T tasks [T, C, D].
-        noise: M noise vectors per task [T, G, M, D], with G = 1 (the same for all classes) or C.
+        rows: all vectors that are multiplied with the features [T, R, D]: those of the noise, then loc.
+        signs: `LatinSquare.signs`.
+        shared: whether all classes have the same noise vectors.
         scale: s, a scalar or, for P pairs of draws, [T, 2, P, C, 1].
         offsets: b, a scalar or [T, 2, P, C, 1].
     """
 
     square: LatinSquare
-    loc: Tensor
-    noise: Tensor
+    rows: Tensor
+    signs: Tensor
+    shared: bool
     scale: Tensor
     offsets: Tensor
 
-    @cached_property
-    def signs(self) -> Tensor:
-        return self.square.signs(self.noise)
+    @classmethod
+    def of(cls, square: LatinSquare, loc: Tensor, noise: Tensor, scale: Tensor, offsets: Tensor) -> Self:
+        """Construct the function.
+
+        Args:
+            square: assignment of noise vectors to the C classes of each draw.
+            loc: means of the weights of C classes in T tasks [T, C, D].
+            noise: M noise vectors per task [T, G, M, D], with G = 1 (the same for all classes) or C.
+            scale: s, a scalar or, for P pairs of draws, [T, 2, P, C, 1].
+            offsets: b, a scalar or [T, 2, P, C, 1].
+        """
+        shared = noise.shape[1] == 1
+        of_noise = square.cyclic(noise) if shared else square.by_pair(noise.unsqueeze(1)).squeeze(1)
+        rows = torch.cat((of_noise.flatten(1, 2), loc), 1)
+        return cls(square, rows, square.signs(loc), shared, scale, offsets)
 
     def __call__(self, x: Tensor) -> Tensor:
-        points = x.mT
-        of_noise = torch.bmm(self.noise.flatten(1, 2), points).view(*self.noise.shape[:3], -1)  # [T, G, M, N]
-        of_loc = torch.bmm(self.loc, points)[:, None, None]
-        products = torch.addcmul(of_loc, self.square.by_pair(of_noise.unsqueeze(1)), self.signs)  # [T, 2, P, C, N]
-        return self.square.draws(products.mul_(self.scale).add_(self.offsets)).mT
+        products = torch.bmm(self.rows, x.mT).unsqueeze(1)  # [T, 1, R, N]
+        num_rows = self.square.num_rows
+        of_noise, of_loc = products[:, :, :-num_rows], products[:, :, None, -num_rows:]
+        by_pair = self.square.by_pair(of_noise.unsqueeze(2)) if self.shared else of_noise.unflatten(2, (-1, num_rows))
+        of_draws = torch.addcmul(of_loc, by_pair, self.signs)  # [T, 2, P, C, N]
+        return self.square.draws(of_draws.mul_(self.scale).add_(self.offsets)).mT

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.deployment.encoded_support import Answer, EncodedSupport
-from pyro_metabayes.likelihoods.classes import class_log_probs
-from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.averages import log_mean_softmax, mean_softmax, spread_of_samples
 from pyro_metabayes.prediction.numbers import NumberPrediction, predicted_numbers
 from pyro_metabayes.prediction.predicts import Predicts
@@ -73,16 +71,16 @@ class ClassTask:
         answer = self._encoded.at(self._encoded.support.queries(query_x))
         if self.depends_on_queries:
             warn_if_unfamiliar(self._learner.guide, self._learner.trained_on, answer.data, LEVEL)
-        return without_nan(lambda: average(_logits(self._learner.model, answer)), answer.query_x.dtype).mT
+        return without_nan(lambda: average(_logits(answer)), answer.query_x.dtype).mT
 
 
-def _logits(model: Model, answer: Answer) -> Tensor:
+def _logits(answer: Answer) -> Tensor:
     """Compute log p(y = c | x, w_l) [L, C, Q] for L draws w_l, C classes c and Q queries, up to a constant in c."""
     draws, states = answer.posterior.draws
-    if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
+    if draws.has_logits:  # then the task with its queries, whose checks take as long as a prediction, is not needed
         return draws.outputs(answer.query_x).squeeze(1).mT
     with noise_of(answer.posterior.seed, states):
-        return class_log_probs(draws.likelihood(answer.data)).squeeze(1).mT
+        return draws.logits(answer.data).squeeze(1).mT
 
 
 class NumberTask:

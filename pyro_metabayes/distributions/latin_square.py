@@ -75,11 +75,20 @@ class LatinSquare:
         Returns:
             [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m with m = (j + c) mod M.
         """
-        size = self.num_pairs + self.num_rows - 1
-        if size > values.shape[3]:  # m = 0, ..., M - 1, 0, ...
-            values = torch.cat((values, values[:, :, :, : size - values.shape[3]]), 3)
-        windows = values.unfold(3, self.num_rows, 1)[:, :, :, : self.num_pairs]  # [T, 2, G, P, N, C]
+        windows = self.cyclic(values).unfold(3, self.num_rows, 1)[:, :, :, : self.num_pairs]  # [T, 2, G, P, N, C]
         return (windows[:, :, 0] if values.shape[2] == 1 else windows.diagonal(dim1=2, dim2=5)).mT
+
+    def cyclic(self, values: Tensor) -> Tensor:
+        """Append the first values again, so that any C successive vectors are those of a pair; `by_pair` does this too.
+
+        Args:
+            values: [..., M, N], N values for each of M shared noise vectors e_m.
+
+        Returns:
+            [..., M', N] with M' = max(M, P + C - 1), the values of e_m for m = 0, ..., M - 1, 0, ...
+        """
+        missing = self.num_pairs + self.num_rows - 1 - values.shape[-2]
+        return torch.cat((values, values[..., :missing, :]), -2) if missing > 0 else values
 
     def draws(self, values: Tensor) -> Tensor:
         """Rearrange values by sign and pair [T, 2, P, C, N] into values by draw [L, T, C, N]."""

@@ -16,6 +16,7 @@ from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.capabilities import has, members
 from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.likelihoods.classes import class_log_probs
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of
 
@@ -116,6 +117,24 @@ class Draws:
         if self.w is not None:
             return self.model.likelihood(self.w, observed.query_x, observed)
         return self.model.likelihood_of(self.outputs(observed.query_x))
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether `outputs` are log p(y = c | x, w_l) up to a term without c, if the labels are classes c."""
+        return self.model.canonical and type(self.model).likelihood is Model.likelihood
+
+    def logits(self, observed: Observed) -> Tensor:
+        """Compute log p(y = c | x_query, w_l) [L, T, Q, C] of every class c, in nats, up to a term without c.
+
+        A Categorical would compute this term, which no probability needs.
+
+        Args:
+            observed: T tasks with Q queries each and features as inputs.
+
+        Raises:
+            UsageError: the labels are not classes.
+        """
+        return self.outputs(observed.query_x) if self.has_logits else class_log_probs(self.likelihood(observed))
 
 
 def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> Drawn:

@@ -93,7 +93,8 @@ class Featured(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Compute the features [..., D] of inputs [..., *X]; uint8 images are first scaled to [0, 1]."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
-        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
+        features = self.backbone(as_float(x.flatten(0, len(leading) - 1)))
+        return features.view(*leading, *features.shape[1:])
 
     def featured(self, data: Data) -> Data:
         """Check the tasks, and return the tasks with features; tasks of a frozen backbone already hold features.

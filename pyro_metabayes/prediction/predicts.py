@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.guide import Guide
-from pyro_metabayes.likelihoods.draws import likelihood_of_draws
+from pyro_metabayes.likelihoods.draws import Draws
 from pyro_metabayes.prediction.arrays import SupportSet
 from pyro_metabayes.prediction.features import Featured
 from pyro_metabayes.prediction.moments import draws_of
@@ -62,8 +62,11 @@ class Predicts(Featured):
         Returns:
             The likelihood p(y | x, w), batch [L, T, Q].
         """
+        return self._draws(observed, num_samples).likelihood(observed)
+
+    def _draws(self, observed: Observed, num_samples: int) -> Draws:
         validate(observed, self.model, self.backbone.num_features)
-        return likelihood_of_draws(self.model, self.guide.posterior(observed), observed, num_samples).likelihood
+        return Draws.of(self.model, self.guide.posterior(observed), num_samples)
 
     def predictive_under(
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
@@ -105,6 +108,7 @@ class Predicts(Featured):
                 data = self.embedded(task)
                 return predicted_numbers(self.model, self.guide.posterior(data), data, num_samples)
         with noise_of(seed):
-            answer = prediction_of(lambda: self.predictive(self.embedded(task), num_samples), like.dtype)
+            data = self.embedded(task)
+            answer = prediction_of(lambda: self._draws(data, num_samples).logits(data), like.dtype)
         warn_if_unfamiliar(self.guide, self.trained_on, task)
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
@@ -26,6 +27,22 @@ def bounded(x: Tensor) -> Tensor:
     return x / largest.masked_fill(usual, 1.0)
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """Scale each vector of x [..., D] to unit length; a vector of zeros stays zero.
+
+    On a CPU the lengths are read first: for vectors of usual length one division gives the same digits as `bounded`
+    and `normalize`. A traced program cannot read them, and on other devices the host would have to wait.
+
+    Args:
+        x: vectors of D numbers, of a floating-point type.
+    """
+    if x.is_cpu and not torch.compiler.is_compiling():
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if all_within(length, LEAST * x.shape[-1] ** 0.5, MOST):  # then the largest entry is between LEAST and MOST
+            return x / length
+    return functional.normalize(bounded(x), dim=-1)
+
+
 def unit_scaled(name: str, x: Tensor) -> Tensor:
     """Rescale each row of features [N, D] in float64 to a range that float32 represents.
 
@@ -38,8 +55,7 @@ def unit_scaled(name: str, x: Tensor) -> Tensor:
     Raises:
         UsageError: a row is all zero.
     """
-    largest = x.abs().amax(-1)
-    if x.is_floating_point() and all_within(largest, LEAST, MOST):
+    if x.is_floating_point() and all_within(torch.linalg.vector_norm(x, dim=-1), LEAST, MOST):
         return x
     values = as_double(x)
     zero = (values == 0).all(-1)

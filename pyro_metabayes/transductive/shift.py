@@ -14,6 +14,8 @@ from pyro_metabayes.inference.capabilities import HasClassTerm, require
 from pyro_metabayes.model import Model
 from pyro_metabayes.transductive.assignments import masked_mean
 
+SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
+
 
 @dataclass(frozen=True, eq=False)
 class ShiftedPoints:
@@ -39,7 +41,8 @@ class ShiftedPoints:
 
     def cosines(self, means: Tensor) -> Tensor:
         """Compute the cosines [T, S + Q, C] of all points with class means [T, C, D]."""
-        return normalize(self.x, dim=-1) @ normalize(means, dim=-1).mT
+        length = torch.linalg.vector_norm(self.x, dim=-1, keepdim=True).clamp(min=SHORTEST)
+        return self.x @ normalize(means, dim=-1).mT / length  # scales the product, which is smaller than x
 
 
 def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:
