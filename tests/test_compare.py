@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
+from pyro_metabayes.experiments.runs.finished_runs import find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import kl_weight
 from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
@@ -238,3 +239,14 @@ def test_a_kl_weight_stands_beside_a_bound_alone() -> None:
 def test_results_record_the_kl_weight_of_objectives_with_a_kl(guide: str, weight: float | None, features: Path) -> None:
     ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run")
     assert results_of(Path("run"))["kl_weight"] == weight
+
+
+def test_backbones_are_pooled_into_one_row(copied: Path) -> None:
+    """A run with another seed of the pretraining is another backbone of the same row."""
+    other = copied.parent / "other"
+    shutil.copytree(copied, other)
+    results = json.loads((other / "results.json").read_text())
+    results["config"]["pretrain"]["seed"] = 7
+    (other / "results.json").write_text(json.dumps(results | {"backbone_fingerprint": "another"}))
+    (row,) = group_by_label(find_runs([str(copied), str(other)])).values()
+    assert len(row) == 2 and len({run.backbone for run in row}) == 2

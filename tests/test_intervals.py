@@ -16,7 +16,7 @@ from pyro_metabayes.evaluation.batch_scores import GROUP, BatchScores
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval, pooled_calibration_error
 from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, Estimate, ci95_of, over_runs, quantile95
-from pyro_metabayes.experiments.runs.comparison import training_runs_row
+from pyro_metabayes.experiments.runs.comparison import differences_row, over_tasks, pairs_of, training_runs_row
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from tests.pairs import Pair, random_regressions, stream_of
 
@@ -180,3 +180,19 @@ def test_an_evaluation_resamples_groups_for_the_calibration_error() -> None:
     evaluation = BatchScores(scores, {}, groups=groups).evaluation({})
     assert evaluation.metrics["ece_ci95"] == calibration_interval(values, groups)["ece_ci95"]
     assert evaluation.metrics["ece_ci95"] != calibration_interval(values)["ece_ci95"]
+
+
+def test_tasks_count_once_for_all_backbones() -> None:
+    """Backbones that score the same tasks are averaged per task; each is paired with itself."""
+    first = [run_of("proto", seed, backbone, 0.7, 1.0) for seed in range(2) for backbone in "ab"]
+    noisy = [run_of("sib", seed, backbone, 0.75, 0.9) for seed in range(2) for backbone in "ab"]
+    for run, other in zip(noisy, first, strict=True):  # gains differ between tasks
+        gain = np.random.default_rng(int(run.results["seed"]) + 9).normal(size=50)
+        run.per_task["accuracy"][:] = other.per_task["accuracy"] + 0.05 + 0.1 * gain
+    every, one = differences_row("d", "sib", noisy, first), differences_row("d", "sib", noisy[::2], first[::2])
+    assert every["accuracy gain, points"] == one["accuracy gain, points"]
+    first[3].per_task["accuracy"][:] += 0.02
+    assert len(over_tasks((run, run.per_task["accuracy"]) for run in first)) == 100
+    pairs = pairs_of("accuracy", noisy, first)
+    assert len(pairs) == 4 and all(run.backbone == other.backbone for run, other in pairs)
+    assert len(pairs_of("accuracy", [run_of("sib", 0, "c", 0.8, 1.0)], first)) == 1  # the tasks are the same

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.comparison import groups_of
+from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import (
     limits_without_outliers,
@@ -66,7 +64,7 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
-            values = factor * np.concatenate([run.per_task[score] for run in runs])
+            values = factor * over_tasks((run, run.per_task[score]) for run in runs)
             fill = "white" if runs[0].results["transductive"] else "C0"
             means[-height] = float(values.mean())
             axis.errorbar(

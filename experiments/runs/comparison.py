@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -27,25 +28,34 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
-    """Return the group of each task, over all tasks of all runs; None if tasks are not drawn from groups.
+    """Return the group of each value of `over_tasks`; None if tasks are not drawn from groups.
 
     Runs may share groups. Tasks of the same group are not independent.
     """
-    groups = [run.groups for run in runs if run.groups is not None]
-    return np.concatenate(groups) if groups and len(groups) == len(runs) else None
+    of_tasks = {run.tasks: run.groups for run in runs}
+    groups = [group for group in of_tasks.values() if group is not None]
+    return np.concatenate(groups) if groups and len(groups) == len(of_tasks) else None
+
+
+def over_tasks(scored: Iterable[tuple[Run, np.ndarray]]) -> np.ndarray:
+    """Average the scores of tasks [tasks] over runs with the same test tasks, and concatenate over other test tasks."""
+    by_tasks = defaultdict(list)
+    for run, scores in scored:
+        by_tasks[run.tasks].append(scores)
+    return np.concatenate([np.mean(scores, axis=0) for scores in by_tasks.values()])
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Return one row of the table of scores: means over the tasks of all seeds, with 95% intervals over tasks.
+    """Return one row of the table of scores: means over the tasks of all runs, with 95% intervals over tasks.
 
     Args:
         task: the name of the data and task.
         label: the name of the row.
-        runs: runs that differ only in the seed.
+        runs: runs that differ only in the seed and the backbone.
     """
     groups = groups_of(runs)
     common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
-    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in common}
+    scores = {name: over_tasks((run, run.per_task[name]) for run in runs) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = "-"
     if "accuracy" in scores:
@@ -54,7 +64,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     return {
         "guide": label,
         "data and task": task,
-        "seeds": str(len(runs)),
+        "seeds": str(len({run.results["seed"] for run in runs})),
         "steps": "-".join(sorted({str(run.results["steps"]) for run in runs})),
         # Two columns: transductive and inductive accuracies are not comparable.
         "accuracy %": "-" if transductive else accuracy,
@@ -104,24 +114,26 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
         pairs = pairs_of(name, runs, first)
         row[title] = "-"
         if pairs:
-            gain = factor * np.concatenate([run.per_task[name] - other.per_task[name] for run, other in pairs])
+            gain = factor * over_tasks((run, run.per_task[name] - other.per_task[name]) for run, other in pairs)
             width = ci95_of(gain, groups_of([run for run, _ in pairs]))
             row[title] = f"{gain.mean():+.{digits}f} +- {width:.{digits}f}"
     return row
 
 
 def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Pair each run with the run of `first` on the same tasks; [] if `runs` is `first`.
+    """Pair each run with a run of `first` on the same tasks, if possible with the same backbone; [] if they are equal.
 
     Args:
         name: the score that both runs of a pair must have.
         runs: the runs of a row.
         first: the runs of the first row.
     """
-    of_first = {run.tasks: run for run in first if name in run.per_task}
     if runs is first:
         return []
-    return [(run, of_first[run.tasks]) for run in runs if name in run.per_task and run.tasks in of_first]
+    scored = [run for run in first if name in run.per_task]
+    partners = {run.tasks: run for run in reversed(scored)} | {(run.tasks, run.backbone): run for run in scored}
+    pairs = [(run, partners.get((run.tasks, run.backbone), partners.get(run.tasks))) for run in runs]
+    return [(run, other) for run, other in pairs if other is not None and name in run.per_task]
 
 
 def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
@@ -167,12 +179,12 @@ def _calibration(runs: Sequence[Run]) -> str:
     """Format the mean ECE over seeds as "0.012 +- 0.004 (floor 0.006)".
 
     The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
-    Runs on the same groups are not independent, so additional runs do not narrow the interval.
+    Runs on the same tasks or groups are not independent, so they do not narrow the interval.
     """
     error = number(mean_over_seeds(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
         return error
-    independent = len(runs) if groups_of(runs) is None else 1
+    independent = len({run.tasks for run in runs}) if groups_of(runs) is None else 1
     width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / independent))
     return f"{error} +- {width:.3f} (floor {number(mean_over_seeds(runs, 'ece_floor'))})"
 

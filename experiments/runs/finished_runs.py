@@ -153,10 +153,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return the settings that affect a run. A regression has no pretraining and no classes."""
-    if "accuracy" in run.per_task:
-        return settings
-    idle = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
+    """Return the settings that define a row, without seeds. A regression has no pretraining and no classes."""
+    of_numbers = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
+    idle = ("pretrain.seed",) if "accuracy" in run.per_task else of_numbers
     return {name: value for name, value in settings.items() if not name.startswith(idle)}
 
 
@@ -189,11 +188,11 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 
 
 def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Group runs that differ only in the seed, as {(data and task, label): runs}. Drops repetitions of a run."""
+    """Group runs that differ only in seed and backbone, as {(data and task, label): runs}; drop repeated runs."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, task, label in zip(runs, task_names(runs), labels(runs), strict=True):
         group = groups[task, label]
-        if all(run.tasks != kept.tasks for kept in group):
+        if all((run.tasks, run.backbone) != (kept.tasks, kept.backbone) for kept in group):
             group.append(run)
         else:
             print(f"note: left out {run.folder}: same settings and tasks as an earlier run", file=sys.stderr)
