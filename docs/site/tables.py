@@ -78,7 +78,10 @@ def _measured(name: str) -> str:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    with (TABLES / f"{name}.csv").open(newline="") as file:
+    path = TABLES / f"{name}.csv"
+    if not path.exists():
+        sys.exit(f"error: docs/tables has no {name}.csv; run: python docs/site/tables.py {name} RUNS TABLE.csv")
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
