@@ -105,3 +105,11 @@ def test_a_value_in_a_sentence_is_written() -> None:
     assert tables.written(sentence) == sentence.replace("0.1", "0.539")
     with pytest.raises(SystemExit, match="expected one row 'sib'"):
         tables.written(sentence.replace("savi;", "sib;"))
+
+
+def test_a_column_may_contain_comparison_signs(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    (folder / "table.csv").write_text('guide,"p > 0.95, %"\nmc,4.7\n')
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    page = tables.written("<!-- table runs: guide; p > 0.95, % -->\n<!-- end -->\n")
+    assert "| guide | p > 0.95, % |\n| --- | --- |\n| mc | 4.7 |" in page

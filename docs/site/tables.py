@@ -28,7 +28,7 @@ from pyro_metabayes.experiments.runs.tables import markdown_table
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "tables"
 MARKS = re.compile(
-    r"<!-- (table|measured) ([\w-]+)(?: where ([^>]*?)=([^>]*?))?(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL
+    r"<!-- (table|measured) ([\w-]+)(?: where ([^\n]*?)=([^\n]*?))?(?:: ([^\n]*?))? -->\n.*?<!-- end -->", re.DOTALL
 )
 VALUES = re.compile(r"(<!-- value ([\w-]+); ([^>]*?); ([^>]*?) -->).*?(<!-- end -->)")
 
