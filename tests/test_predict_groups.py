@@ -126,14 +126,6 @@ def test_numbers_are_levels_where_the_settings_say_so(tmp_path: Path) -> None:
         load("who", "y", ["diet"], path=str(tmp_path / "t.csv"), factors=["y"])
 
 
-@pytest.mark.parametrize(("second", "kind"), [("room", "nested"), ("teacher", "crossed")])
-def test_several_kinds_of_groups_are_refused_by_name(second: str, kind: str, tmp_path: Path) -> None:
-    lines = ["school,room,teacher,y", "a,a1,t1,1", "a,a2,t2,2", "b,b1,t1,3", "b,b2,t2,5"]
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=rf"data.group, got school and {second} \({kind} groups\), but the model"):
-        load(["school", second], "y", path=str(tmp_path / "t.csv"))
-
-
 def test_a_learner_of_numbers_predicts_arrays() -> None:
     learner = Pair("partial_pooling", model="hierarchical_regression", prior="full_gaussian").learner()
     x = np.ones((4, 3))

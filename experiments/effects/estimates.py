@@ -67,7 +67,8 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
     gaussian = noise.isfinite() and model.canonical
-    errors = errors_of(groups.with_equal_precision(groups.whole()), covariance[0], noise) if gaussian else None
+    whole = groups.with_equal_precision(groups.whole())
+    errors = errors_of(whole, covariance[0], noise, groups.num_inner) if gaussian else None
     return _in_units(groups, standard, errors, errors_of_run(groups, learner))
 
 

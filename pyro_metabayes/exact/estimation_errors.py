@@ -10,14 +10,9 @@ from torch import Tensor
 from torch.func import hessian, jacfwd
 
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.exact.mixed_effects import (
-    LEAST_VARIANCE,
-    MixedEffects,
-    Sums,
-    log_likelihood,
-    maximum_of,
-    sums_of,
-)
+from pyro_metabayes.exact.effect_structure import EffectStructure
+from pyro_metabayes.exact.mixed_effects import LEAST_VARIANCE, MixedEffects, log_likelihood, maximum_of
+from pyro_metabayes.exact.sums import Sums, sums_of
 
 FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood does not determine a direction
 
@@ -58,15 +53,14 @@ class EstimationErrors:
 
     Attributes:
         maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
-        psi: vector of the coefficients, the free elements of L, and log noise; noise^2 L L^T is the covariance of
-            effects.
-        free: [R, R], True for the elements of L that are estimated, for R effects per group.
+        psi: vector of the coefficients, the parameters of L, and log noise; noise^2 L L^T is the covariance of effects.
+        structure: which effects there are, and which elements of L are parameters.
         covariance: C, a matrix of the size of psi.
     """
 
     maximum: MixedEffects
     psi: Tensor
-    free: Tensor
+    structure: EffectStructure
     covariance: Tensor
 
     def of_queries(self, observed: Observed, noise: bool = True) -> Widening:
@@ -76,7 +70,7 @@ class EstimationErrors:
             observed: groups as tasks.
             noise: whether to predict labels, which include noise, instead of the regression function.
         """
-        before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
+        before = self._moments(parameters_of(self.maximum, self.structure), observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]
         by_psi: Callable[[Tensor], Tensor] = jacfwd(lambda psi: self._moments(psi, observed, noise))
         slopes = by_psi(self.psi)  # [T, Q, 2, P]
@@ -87,7 +81,8 @@ class EstimationErrors:
 
     def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
         """Compute mean and variance of the prediction given psi, per group and query [T, Q, 2]."""
-        coefficients, factor, sd = _parts(psi, self.free)
+        coefficients, factor, sd = parts_of(psi, self.structure)
+        coefficients = self.structure.with_inner(coefficients)
         num_random, mask = len(factor), observed.support_mask.unsqueeze(-1)
         x, y, query = observed.support_x.double() * mask, observed.support_y.double() * mask, observed.query_x.double()
         reach = x[..., :num_random] @ factor / sd
@@ -99,37 +94,39 @@ class EstimationErrors:
         return torch.cat((mean, variance), -1)
 
 
-def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False) -> EstimationErrors | None:
+def estimation_errors(
+    groups: Episodes, num_random: int, diagonal: bool = False, num_inner: int = 0
+) -> EstimationErrors | None:
     """Estimate the parameters and the covariance of their errors from all points of the training groups.
 
     Args:
         groups: groups as tasks, with all points as queries and one number per label.
         num_random: R; the first R features have group-specific effects.
         diagonal: whether covariances between effects are fixed at 0.
+        num_inner: C; the last C of the R features mark the inner groups of nested groups.
 
     Returns:
         The estimates; None if a likelihood is unbounded, or there are too few points.
     """
-    maximum = maximum_of(groups, num_random, diagonal)
-    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
+    maximum = maximum_of(groups, num_random, diagonal, num_inner=num_inner)
+    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True, num_inner=num_inner)
     if maximum is None or restricted is None:
         return None
-    every = torch.ones(num_random, num_random, dtype=torch.bool)
-    free = torch.eye(num_random, dtype=torch.bool) if diagonal else every.tril()
-    psi = _parameters(restricted, free)
-    return EstimationErrors(maximum, psi, free, _inverse_information(psi, free, sums_of(groups, num_random)))
+    structure = EffectStructure(num_random, num_inner, diagonal)
+    psi, sums = parameters_of(restricted, structure), sums_of(groups, num_random, num_inner)
+    return EstimationErrors(maximum, psi, structure, inverse_information(psi, structure, sums))
 
 
-def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
-    """Compute the inverse of the observed information of psi, -d^2 / d psi^2 of the penalised log-likelihood.
+def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums, penalised: bool = True) -> Tensor:
+    """Compute the inverse of the observed information of psi, -d^2 / d psi^2 of the (penalised) log-likelihood.
 
     Directions of psi in which the likelihood is flat get variance 0: if the sd of an effect is 0, its correlations
     change neither the likelihood nor a prediction.
     """
 
     def loss(at: Tensor) -> Tensor:
-        coefficients, factor, noise = _parts(at, free)
-        penalty = (factor.diagonal() / noise).abs().log().sum()
+        coefficients, factor, noise = parts_of(at, structure)
+        penalty = (structure.diagonal_of(factor) / noise).abs().log().sum() if penalised else 0.0
         return -log_likelihood(sums, coefficients, factor, noise) - penalty
 
     curvature: Callable[[Tensor], Tensor] = hessian(loss)
@@ -138,16 +135,15 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
     return directions * inverse @ directions.mT
 
 
-def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the parameters psi of the mixed model into coefficients, Cholesky factor of covariance, noise sd."""
-    rows, columns = free.nonzero(as_tuple=True)
-    elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
-    factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)
-    return psi[: -1 - len(rows)], noise * factor, noise
+def parts_of(psi: Tensor, structure: EffectStructure) -> tuple[Tensor, Tensor, Tensor]:
+    """Split psi into the coefficients, without those of inner groups, a root of the covariance, and the noise sd."""
+    num_elements, noise = int(structure.pattern.max()), psi[-1].exp()
+    return psi[: -1 - num_elements], noise * structure.factor(psi[-1 - num_elements : -1]), noise
 
 
-def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
-    """Concatenate the fitted parameters to one vector psi; `free` marks the estimated elements of the factor."""
-    least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
+def parameters_of(fitted: MixedEffects, structure: EffectStructure) -> Tensor:
+    """Concatenate the fitted parameters to one vector psi."""
+    least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(structure.num_random, dtype=fitted.noise.dtype)
     factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
-    return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))
+    coefficients = structure.without_inner(fitted.coefficients)
+    return torch.cat((coefficients, structure.parameters(factor), fitted.noise.log().view(1)))
