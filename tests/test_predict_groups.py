@@ -41,11 +41,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def groups(run: Path, monkeypatch: pytest.MonkeyPatch) -> Groups:
     monkeypatch.chdir(run)
+    Path("predictions.csv").unlink(missing_ok=True)
     return load("school", "score", ["hours", "kind"], ["intercept", "hours"], path="t.csv")
 
 
 def rows_of(file: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(file).read_text().splitlines()))
+
+
+def test_a_file_that_exists_is_kept(groups: Groups) -> None:
+    Path("new.csv").write_text("hours,kind,score\n101,private,\n")
+    ran("predict", "run", "new.csv")
+    before = Path("predictions.csv").read_text()
+    expected = "expected a new file for --out, got predictions.csv, which exists; name another file with --out"
+    assert expected in call("predict", "run", "new.csv").error
+    assert expected.replace("predictions.csv", "new.csv") in call("predict", "run", "new.csv", "--out", "new.csv").error
+    assert Path("predictions.csv").read_text() == before
+    ran("predict", "run", "new.csv", "--out", "another.csv")
+    assert Path("another.csv").read_text() == before
 
 
 def least_squares_in_units(groups: Groups, known: list[tuple[float, float]], hours: float) -> tuple[float, float]:

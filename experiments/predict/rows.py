@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chosen_columns
-from pyro_metabayes.data.sources.column_checks import notes_of_units
+from pyro_metabayes.data.sources.column_notes import notes_of_units
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles

@@ -12,10 +12,10 @@ from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Levels, Ro
 from pyro_metabayes.data.sources.column_checks import (
     learnable_scales,
     notes_of_training,
-    notes_of_units,
     refuse_other_family,
     refuse_unresolved,
 )
+from pyro_metabayes.data.sources.column_notes import notes_of_units
 from pyro_metabayes.data.sources.formula import roles_of_formula
 from pyro_metabayes.data.sources.grouped_rows import Groups
 from pyro_metabayes.data.sources.header import Name, file_of
