@@ -160,9 +160,32 @@ def test_effects_of_both_levels_are_predicted(effects: Path) -> None:
         assert estimates == pytest.approx(expected.tolist(), abs=0.02)
 
 
+def test_standard_errors_are_the_curvature_of_the_dense_likelihood(effects: Path) -> None:
+    """Of means, log sds, the correlation and the log noise sd, in the units of the file."""
+    dense, prior = fitted_to(read(Path("t.csv"))), {row[""]: row for row in read(effects / "prior.csv")}
+    sd = dense.S.diagonal().sqrt()
+    start = torch.stack((*sd.log(), dense.inner.sqrt().log(), dense.S[0, 1] / sd.prod(), dense.noise.log()))
+
+    def log_likelihood(theta: Tensor) -> Tensor:
+        moved, (first, second, inner, noise) = fitted_to(dense.rows), theta[[2, 3, 4, 6]].exp()
+        moved.b, cross = theta[:2], theta[5] * first * second
+        moved.S = torch.stack((first**2, cross, cross, second**2)).view(2, 2)
+        moved.inner = inner**2
+        moved.V = moved.covariance(dense.rows) + noise**2 * torch.eye(len(dense.rows))
+        return MultivariateNormal(moved.z @ moved.b, moved.V).log_prob(moved.y)
+
+    theta = torch.cat((dense.b, start))
+    curvature = -torch.autograd.functional.hessian(log_likelihood, theta)
+    errors = torch.linalg.inv(curvature).diagonal().sqrt()
+    errors[[2, 3, 4, 6]] *= theta[[2, 3, 4, 6]].exp()
+    for (name, row), error, place in zip(prior.items(), errors.tolist(), range(7), strict=True):
+        for column in ("se, run", "se, closed form"):  # standard errors of means are given the sds
+            assert float(row[column]) == pytest.approx(error, rel=2e-2 if place > 1 else 5e-2), name
+
+
 def test_the_prior_has_the_sd_of_inner_groups(effects: Path) -> None:
     prior, sd = {row[""]: row for row in read(effects / "prior.csv")}, fitted_to(read(Path("t.csv"))).inner.sqrt()
-    assert len(prior) == 5, "no row for the indicators of classes"
+    assert len(prior) == 7, "no row for the indicators of classes"
     for column in ("run", "closed form"):
         assert float(prior["sd of class within school"][column]) == pytest.approx(sd.item(), rel=1e-3)
 

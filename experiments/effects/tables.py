@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.effects.estimates import Effects
+from pyro_metabayes.experiments.effects.prior_parameters import names_of_parameters
 from pyro_metabayes.experiments.partial_pooling.methods import least_squares_effects
 
 Row = dict[str, str]
@@ -21,43 +22,26 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """Return the table of the prior: one row per coefficient, per correlation of effects, and for the noise.
+    """Return the table of the prior: one row per coefficient, sd, correlation, and for the noise.
 
-    For each method it has the estimate, the standard error (se) and the sd over groups.
+    For each method it has the estimate and the standard error (se).
 
     Args:
         groups: the groups of the file.
         methods: the estimates of each method, by name.
     """
-    rows = []
-    for place in [*range(groups.num_own), *range(groups.num_random, len(groups.features))]:
-        row = {"": groups.features[place]}
-        for name, effects in methods.items():
-            own, errors = place < groups.num_random, effects.errors
-            row |= {
-                name: text(effects.estimates.coefficients[place].item()),
-                f"se, {name}": text(None if errors is None else errors[place].item()),
-                f"sd of groups, {name}": text(effects.estimates.sd[place].item() if own else None),
-            }
-        rows.append(row)
-    for first, second in combinations(range(groups.num_own), 2):
-        label = f"correlation of {groups.features[first]}, {groups.features[second]}"
-        rows.append(_single(label, {name: _correlation(e.covariance, first, second) for name, e in methods.items()}))
-    if groups.num_inner:
-        label = f"sd of {groups.roles.inner} within {groups.roles.group}"
-        rows.append(_single(label, {name: effects.estimates.sd[-1].item() for name, effects in methods.items()}))
-    return [*rows, _single("sd of the noise", {name: effects.estimates.noise for name, effects in methods.items()})]
-
-
-def _single(label: str, values: Mapping[str, float]) -> Row:
-    row = {"": label}
-    for name, value in values.items():
-        row |= {name: text(value), f"se, {name}": "-", f"sd of groups, {name}": "-"}
-    return row
-
-
-def _correlation(covariance: Tensor, first: int, second: int) -> float:
-    return (covariance[first, second] / (covariance[first, first] * covariance[second, second]).sqrt()).item()
+    own = [*range(groups.num_own), *range(groups.num_random, len(groups.features))]
+    parameters = names_of_parameters(groups)
+    rows: list[Row] = [{"": name} for name in [*(groups.features[place] for place in own), *parameters]]
+    for method, found in methods.items():
+        missing = torch.full_like(found.parameters, torch.nan)
+        values = torch.cat((found.estimates.coefficients[own], found.parameters))
+        of_coefficients = missing.new_full((len(own),), torch.nan) if found.errors is None else found.errors[own]
+        of_parameters = missing if found.errors_of_parameters is None else found.errors_of_parameters
+        errors = torch.cat((of_coefficients, of_parameters))
+        for row, value, error in zip(rows, values.tolist(), errors.tolist(), strict=True):
+            row |= {method: text(value), f"se, {method}": text(error)}
+    return rows
 
 
 def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:

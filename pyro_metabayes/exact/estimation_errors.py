@@ -70,7 +70,9 @@ class EstimationErrors:
             observed: groups as tasks.
             noise: whether to predict labels, which include noise, instead of the regression function.
         """
-        before = self._moments(parameters_of(self.maximum, self.structure), observed, noise)[..., 1]
+        best = self.maximum
+        plug_in = parameters_of(best.coefficients, best.covariance, best.noise, self.structure)
+        before = self._moments(plug_in, observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]
         by_psi: Callable[[Tensor], Tensor] = jacfwd(lambda psi: self._moments(psi, observed, noise))
         slopes = by_psi(self.psi)  # [T, Q, 2, P]
@@ -113,16 +115,24 @@ def estimation_errors(
     if maximum is None or restricted is None:
         return None
     structure = EffectStructure(num_random, num_inner, diagonal)
-    psi, sums = parameters_of(restricted, structure), sums_of(groups, num_random, num_inner)
-    return EstimationErrors(maximum, psi, structure, inverse_information(psi, structure, sums))
+    psi = parameters_of(restricted.coefficients, restricted.covariance, restricted.noise, structure)
+    inverse = inverse_information(psi, structure, sums_of(groups, num_random, num_inner))
+    return EstimationErrors(maximum, psi, structure, inverse)
 
 
-def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums, penalised: bool = True) -> Tensor:
-    """Compute the inverse of the observed information of psi, -d^2 / d psi^2 of the (penalised) log-likelihood.
+def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums) -> Tensor:
+    """Compute the inverse of the observed information of psi under the penalised likelihood.
 
     Directions of psi in which the likelihood is flat get variance 0: if the sd of an effect is 0, its correlations
     change neither the likelihood nor a prediction.
     """
+    values, directions = torch.linalg.eigh(information(psi, structure, sums, penalised=True))
+    inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
+    return directions * inverse @ directions.mT
+
+
+def information(psi: Tensor, structure: EffectStructure, sums: Sums, penalised: bool = False) -> Tensor:
+    """Compute the observed information of psi, -d^2 / d psi^2 of the log-likelihood, or of the penalised one."""
 
     def loss(at: Tensor) -> Tensor:
         coefficients, factor, noise = parts_of(at, structure)
@@ -130,9 +140,7 @@ def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums, pen
         return -log_likelihood(sums, coefficients, factor, noise) - penalty
 
     curvature: Callable[[Tensor], Tensor] = hessian(loss)
-    values, directions = torch.linalg.eigh(curvature(psi))
-    inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
-    return directions * inverse @ directions.mT
+    return curvature(psi)
 
 
 def parts_of(psi: Tensor, structure: EffectStructure) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,9 +149,40 @@ def parts_of(psi: Tensor, structure: EffectStructure) -> tuple[Tensor, Tensor, T
     return psi[: -1 - num_elements], noise * structure.factor(psi[-1 - num_elements : -1]), noise
 
 
-def parameters_of(fitted: MixedEffects, structure: EffectStructure) -> Tensor:
-    """Concatenate the fitted parameters to one vector psi."""
-    least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(structure.num_random, dtype=fitted.noise.dtype)
-    factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
-    coefficients = structure.without_inner(fitted.coefficients)
-    return torch.cat((coefficients, structure.parameters(factor), fitted.noise.log().view(1)))
+def parameters_of(coefficients: Tensor, covariance: Tensor, noise: Tensor, structure: EffectStructure) -> Tensor:
+    """Concatenate coefficients [D], covariance of the effects [R, R] and noise sd to one vector psi."""
+    least = LEAST_VARIANCE * noise**2 * torch.eye(structure.num_random, dtype=noise.dtype)
+    factor = torch.linalg.cholesky(covariance + least) / noise
+    return torch.cat((structure.without_inner(coefficients), structure.parameters(factor), noise.log().view(1)))
+
+
+def standard_errors(
+    groups: Episodes, structure: EffectStructure, psi: Tensor, function: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Compute standard errors of functions of the covariance of effects and of the noise sd, by the delta method.
+
+    With C the inverse of the observed information of psi and J the Jacobian of the function, they are the roots of the
+    diagonal of J C J^T.
+
+    Args:
+        groups: groups as tasks, with all points as queries and one number per label.
+        structure: the structure of the covariance.
+        psi: the estimates, from `parameters_of`.
+        function: a function of covariance [R, R] and noise sd that returns a vector.
+
+    Returns:
+        The standard errors; NaN if the estimates are at the edge of the parameter space, where an sd is 0 or a
+        correlation is 1 or -1, or if the information is not positive definite.
+    """
+
+    def of_psi(at: Tensor) -> Tensor:
+        _, factor, noise = parts_of(at, structure)
+        return function(factor @ factor.mT, noise)
+
+    found = information(psi, structure, sums_of(groups, structure.num_random, structure.num_inner))
+    by_psi: Callable[[Tensor], Tensor] = jacfwd(of_psi)
+    jacobian, (_, factor, noise) = by_psi(psi), parts_of(psi, structure)
+    at_edge = (structure.diagonal_of(factor) / noise).abs().min() < 2 * LEAST_VARIANCE**0.5
+    if at_edge or torch.linalg.cholesky_ex(found)[1]:
+        return jacobian.new_full((len(jacobian),), torch.nan)
+    return (jacobian * torch.linalg.solve(found, jacobian.mT).mT).sum(-1).sqrt()
