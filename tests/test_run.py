@@ -174,6 +174,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     of_collapse |= {"demonstration"}
     assert set(names("study")) == of_collapse | {
         "radon",
+        "epil",
         "radon_floor",
         "transductive",
         "sleepstudy",

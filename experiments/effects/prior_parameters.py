@@ -19,11 +19,12 @@ def names_of_parameters(groups: Groups) -> list[str]:
     own = groups.features[: groups.num_own]
     inner = [f"sd of {groups.roles.inner} within {groups.roles.group}"] if groups.num_inner else []
     correlations = [f"correlation of {first}, {second}" for first, second in combinations(own, 2)]
-    return [*(f"sd of {feature}" for feature in own), *inner, *correlations, "sd of the noise"]
+    noise = ["sd of the noise"] if groups.family == "gaussian" else []
+    return [*(f"sd of {feature}" for feature in own), *inner, *correlations, *noise]
 
 
 def parameters_in_units(groups: Groups, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Return the sds of effects, the sd of inner groups, the correlations of effects, and the sd of the noise.
+    """Return the sds of effects, the sd of inner groups, the correlations of effects, and a Gaussian noise sd.
 
     All are in the units of the file; a covariance [R, R] of the R effects and the noise sd are those of standardised
     columns.
@@ -33,8 +34,8 @@ def parameters_in_units(groups: Groups, covariance: Tensor, noise: Tensor) -> Te
     correlations = in_units / sd / sd.unsqueeze(-1)
     first, second = torch.triu_indices(groups.num_own, groups.num_own, 1)
     inner = sd[groups.num_own :][:1]
-    noise_in_units = (noise * groups.noise_scale).view(1)
-    return torch.cat((sd[: groups.num_own], inner, correlations[first, second], noise_in_units))
+    noise_in_units = [(noise * groups.noise_scale).view(1)] if groups.family == "gaussian" else []
+    return torch.cat((sd[: groups.num_own], inner, correlations[first, second], *noise_in_units))
 
 
 def errors_of_parameters(groups: Groups, standard: StandardisedEstimates, diagonal: bool) -> Tensor:
@@ -66,4 +67,4 @@ def errors_by_quadrature(groups: Groups, standard: StandardisedEstimates) -> tup
         return None, None
     in_units = groups.scales.covariance_in_units(standard.covariance)[0, 0].sqrt()
     error = in_units * found[-1, -1].sqrt()  # of the sd, from that of its logarithm
-    return found[:-1, :-1], torch.stack((error, torch.full_like(error, torch.nan)))
+    return found[:-1, :-1], error.view(1)
