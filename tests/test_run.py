@@ -120,7 +120,13 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [f"{group}={name}" for group in ("prior", "head", "objective") for name in names(group)]
+    "choice",
+    [
+        f"{group}={name}"
+        for group in ("prior", "head", "objective")
+        for name in names(group)
+        if name != "nested"  # test_nested_groups.py
+    ],
 )
 def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> None:
     """With mean_field, which has a posterior of its own, where the choice allows it."""

@@ -83,8 +83,8 @@ def _labels(groups: Groups) -> Iterator[tuple[tuple[int, int], Row]]:
     for group, names in enumerate(groups.inner_names):
         for number, name in enumerate(names):
             points = str(int(indicators[group, number]))
-            effect = f"{INTERCEPT}, difference from {groups.roles.group}"
-            label = {"group": f"{groups.names[group]}/{name}", "points": points, "effect": effect}
+            difference = f"{INTERCEPT}, difference from {groups.roles.group}"
+            label = {"group": f"{groups.names[group]}/{name}", "points": points, "effect": difference}
             yield (group, groups.num_own + number), label
 
 

@@ -163,9 +163,9 @@ class Groups:
         levels = {name: list(of) for name, of in self.levels.items()}
         beside = {str(self.roles.weights): self.scales.weight, str(self.roles.offset): self.scales.offset}
         means = {str(name): {"mean": beside[str(name)]} for name in self.roles.beside}
-        settings = {"scales": self.scales.moments() | means, "levels": levels, "num_inner": self.num_inner}
-        for indicator in self.features[self.num_own : self.num_random]:
-            del settings["scales"][indicator]
+        indicators = self.features[self.num_own : self.num_random]
+        moments = {name: of for name, of in self.scales.moments().items() if name not in indicators}
+        settings = {"scales": moments | means, "levels": levels, "num_inner": self.num_inner}
         return {name: value for name, value in settings.items() if value}
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
