@@ -4,6 +4,9 @@ Draws responses for the groups of a table from the linear mixed model that is fi
 are the training groups. Another group is predicted given none or three of its points. Effects are those of the
 training groups, in the units of the file. "plug-in": intervals of maximum likelihood, as if the estimates were exact.
 "with errors": intervals of experiments.predict and experiments.effects. +- is a 95% interval over the drawn tables.
+
+With --splits N the responses are those of the table. N random splits assign 60% of the groups to training; the others
+are predicted given three points. The rows have the mean coverage, its sd and the range of 95% of the splits.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Generator, Tensor
 
 from benchmarks.pooling import TABLES, parse_tables
 from pyro_metabayes.data.sources.groups import Groups, load
+from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.evaluation.intervals import ci95_of
@@ -69,6 +73,22 @@ def of_effects(table: Groups, fitted: MixedEffects, effects: Tensor, true: Mixed
     return plug_in.item(), with_errors.item()
 
 
+def rows_of_splits(name: str, num_splits: int) -> list[dict[str, str]]:
+    generator, found = Generator().manual_seed(0), []
+    table = table_of(name)
+    for seed in range(num_splits):
+        split = replace(table, splits=splits_of(len(table.names), train=0.6, val=0.0, seed=seed))
+        fitted, errors = split.estimates(), split.estimation_errors()
+        if fitted is not None and errors is not None:
+            found.append(of_new_groups(split, fitted, errors, max(KNOWN), generator))
+    return [
+        {"table": name, "interval": kind, "test groups": str(len(split.splits["test"])), "splits": str(len(found))}
+        | {"mean": f"{values.mean():.3f}", "sd": f"{values.std(ddof=1):.3f}"}
+        | {"95% of splits": "{:.2f} to {:.2f}".format(*np.quantile(values, [0.025, 0.975]))}
+        for kind, values in zip(INTERVALS, np.array(found).T, strict=True)
+    ]
+
+
 def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
     groups, generator = table_of(name), Generator().manual_seed(0)
     true = groups.estimates()
@@ -95,11 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=int, default=10, help="number of training groups")
     parser.add_argument("--draws", type=int, default=200, help="number of drawn tables")
+    parser.add_argument("--splits", type=int, default=0, help="number of random splits of the table itself")
     options = parse_tables(parser, arguments)
     every: list[dict[str, str]] = []
     for name in options.tables:
-        every += rows(name, options.groups, options.draws)
-        print(text_table(every[-len(KNOWN) - 1 :]), flush=True)
+        of_table = rows_of_splits(name, options.splits) if options.splits else rows(name, options.groups, options.draws)
+        every += of_table
+        print(text_table(of_table), flush=True)
     print(markdown_table(every))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gradient
+from benchmarks import coverage, gradient
 from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.counted import memory_in_use
 from benchmarks.gpu import __main__ as gpu
@@ -27,7 +28,9 @@ from benchmarks.sib_raw import RawSib
 from benchmarks.soak import slope
 from benchmarks.versa_raw import RawEncoder
 from pyro_metabayes import MetaLearner
+from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.experiments.partial_pooling.closed_form_scores import scores_of
 
 
 def _gradients(parameters: list[Tensor]) -> Tensor:
@@ -311,3 +314,18 @@ def test_the_raw_meta_step_of_llama_is_that_of_the_learner() -> None:
     points = episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
     llama_loss(theta, *points, 1).backward()
     torch.testing.assert_close(_gradients(theta), _gradients(parameters), rtol=1e-3, atol=1e-3)
+
+
+def test_coverage_over_splits_is_that_of_the_closed_form(metabayes_data: Path) -> None:
+    """Shares of the plug-in intervals, from the scores of the closed form on the same splits and support points."""
+    row, with_errors = coverage.rows_of_splits("Orthodont", 2)
+    assert (row["test groups"], row["splits"], with_errors["interval"]) == ("11", "2", "with errors")
+    generator, shares = torch.Generator().manual_seed(0), []
+    for seed in range(2):
+        table = coverage.table_of("Orthodont")
+        table = replace(table, splits=splits_of(27, train=0.6, val=0.0, seed=seed))
+        draw = table.sampler("test", TaskShape(way=1, shot=3, query=1000))
+        fitted = table.estimates()
+        assert fitted is not None
+        shares.append(scores_of(fitted, draw(generator).tasks(slice(None)))["coverage90"])
+    assert row["mean"] == f"{np.mean(shares):.3f}" and row["sd"] == f"{np.std(shares, ddof=1):.3f}"

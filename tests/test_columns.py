@@ -152,6 +152,31 @@ def test_a_response_without_gaussian_noise_is_noted(what: str) -> None:
     assert len(notes) == bool(note) and all(text.startswith(note) for text in notes)
 
 
+CODES = {
+    "1 2 3 4": True,
+    "0 1 2": True,
+    "0 1": False,
+    "8 10 12 14": False,
+    "1 2 3 4 5 6": False,
+    "1.5 2.5 3.5": False,
+}
+
+
+@pytest.mark.parametrize("values", CODES)
+def test_a_predictor_that_may_be_codes_is_noted(values: str, tmp_path: Path) -> None:
+    """As the diets 1 to 4 of ChickWeight; a factor is not noted."""
+    noise, codes = np.random.default_rng(0), values.split()
+    rows = [f"g{group},{codes[group % len(codes)]},{noise.normal():.3f}" for group in range(14) for _ in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(["who,diet,y", *rows]) + "\n")
+    noted = [
+        f"column 'diet' has {len(codes)} whole values and is read as a number; data.factors=[diet], or factor(diet) in "
+        "data.formula, treats it as a factor"
+    ]
+    assert load("who", "y", ["diet"], path=str(tmp_path / "t.csv")).notes == (noted if CODES[values] else [])
+    notes = load("who", "y", ["diet"], path=str(tmp_path / "t.csv"), factors=["diet"]).notes
+    assert len(notes) == 1 and notes[0].startswith("column 'diet' has the levels")
+
+
 @pytest.mark.parametrize(("random", "useless"), [("intercept", True), ("intercept,x", False)])
 def test_a_regression_of_no_use_says_so(
     random: str, useless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

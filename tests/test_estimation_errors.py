@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_metabayes import Episodes
 from pyro_metabayes.data.sources.groups import load
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.exact.estimation_errors import estimation_errors
+from pyro_metabayes.exact.effect_structure import EffectStructure
+from pyro_metabayes.exact.estimation_errors import estimation_errors, parameters_of, standard_errors
 from pyro_metabayes.exact.mixed_effects import fit
 
 GROUPS, SIZE = 60, 4
@@ -55,6 +56,33 @@ def test_a_new_group_of_a_balanced_design() -> None:
     torch.testing.assert_close(of_prior.ratio[0, 0], of_prior.sd[0, 0] / plug_in, rtol=1e-3, atol=0)
     torch.testing.assert_close(of_prior.freedom[0, 0], freedom, rtol=0.05, atol=0)  # the information has G, not G - 1
     assert of_prior.quantile(0.9)[0, 0] > 1.645
+
+
+def test_standard_errors_of_a_balanced_design() -> None:
+    """The noise variance is chi-squared with G (n - 1) degrees of freedom; that of effects is MSB / n - MSW / n."""
+    episodes = one_way()
+    fitted, structure = fit(episodes, 1), EffectStructure(1)
+    psi = parameters_of(fitted.coefficients, fitted.covariance, fitted.noise, structure)
+    sd, noise = standard_errors(
+        episodes, structure, psi, lambda covariance, noise: torch.stack((covariance[0, 0].sqrt(), noise))
+    )
+    between, within = mean_squares(episodes)
+    freedom = GROUPS * (SIZE - 1)
+    torch.testing.assert_close(noise, (within / (2 * freedom)).sqrt(), rtol=1e-4, atol=0)
+    between = between * (GROUPS - 1) / GROUPS  # the estimate of maximum likelihood
+    variance = 2 * (between**2 / GROUPS + within**2 / freedom) / SIZE**2
+    torch.testing.assert_close(sd, variance.sqrt() / (2 * fitted.covariance[0, 0].sqrt()), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("num_random", [1, 2])
+def test_estimates_at_the_edge_have_no_standard_errors(num_random: int) -> None:
+    """An sd of 0, or a correlation of -1."""
+    structure, episodes = EffectStructure(num_random), one_way(effect_sd=0.0)
+    x = torch.cat((episodes.query_x, torch.arange(SIZE).double().expand(GROUPS, -1).unsqueeze(-1)), -1)
+    episodes = replace(episodes, query_x=x, support_x=x[:, :0])
+    fitted = fit(episodes, num_random)
+    psi = parameters_of(fitted.coefficients, fitted.covariance, fitted.noise, structure)
+    assert standard_errors(episodes, structure, psi, lambda _, noise: noise.view(1)).isnan().all()
 
 
 def test_many_known_points_need_no_prior() -> None:

@@ -32,6 +32,9 @@ UNDERSTOOD = {
     "y ~ a*b - a:b + (1 | g)": Roles("g", "y", ["a", "b"], ["intercept"]),
     "y ~ x + offset(lexp) + (1 | g)": Roles("g", "y", ["x"], ["intercept"], offset="lexp"),
     "y ~ (1 + x | g) + x": Roles("g", "y", ["x"], ["intercept", "x"]),
+    "y ~ x + (1 | a/g)": Roles("a", "y", ["x"], ["intercept"], inner="g"),
+    "y ~ x + (x | a) + (1 | a:`the class`)": Roles("a", "y", ["x"], ["intercept", "x"], inner="the class"),
+    "y ~ x + (1 | a : g) + (0 + x | a)": Roles("a", "y", ["x"], ["x"], inner="g"),
 }
 REFUSED = {
     "y ~ x": "expected a term (effects | group) in data.formula",
@@ -40,9 +43,11 @@ REFUSED = {
     "y ~ x + (1 | g) ~ z": "expected data.formula like",
     "y ~ x + + (1 | g": "expected a term (effects | group) in data.formula",
     "y ~ x + * (1 | g)": "expected data.formula like",
-    "y ~ x + (1 | a/b)": "the model has one grouping only: write + a + (... | b), in which a is a factor",
+    "y ~ x + (x | a/b)": "expected only an intercept for 'b' in (x | a/b), got other effects; write (x | a) + (1",
+    "y ~ x + (x | a) + (x | a:b)": "got (x | a) and (x | a:b): crossed groups; keep one of these terms; nested",
+    "y ~ x + (1 | a/b/g)": "expected at most two levels of groups in (1 | a/b/g), got 3; write + a + (1 | b/g)",
     "y ~ x + (1 | a:b)": "expected one column of groups in (1 | a:b), got groups of several columns",
-    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b): crossed or",
+    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b): crossed",
     "y ~ x + (1 | g) + (0 + x | g)": "got (1 | g) and (0 + x | g): uncorrelated effects; write one term with all",
     "y ~ x + (x || g)": "expected one bar in (x || g), got two, which mean uncorrelated effects; write one bar",
     "y ~ x:z + x + (1 | g)": "expected 'z' among the predictors beside",
@@ -64,7 +69,7 @@ REFUSED = {
 
 
 def same(found: Roles, expected: Roles) -> bool:
-    names = ("group", "response", "predictors", "random", "factors", "weights", "offset")
+    names = ("group", "response", "predictors", "random", "factors", "weights", "offset", "inner")
     return all(
         [*(getattr(found, n) or "")] == [*(getattr(expected, n) or "")] for n in names if n != "predictors"
     ) and {frozenset(str(p).split(":")) for p in found.predictors} == {
@@ -110,9 +115,9 @@ OTHERS = {
     "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; remove one of them",
     "data.formula=y ~ x + (1 | g);data.predictors=[z]": "expected data.formula or data.predictors, got both",
     "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n and another in",
-    "data.group=[a,g];data.response=y": "in data.group, got a and g (nested groups); the model has one "
-    "grouping only: name the smaller groups, and add the larger ones to data.predictors as a factor",
-    "data.group=[a,b];data.response=y": "in data.group, got a and b (crossed groups); the model has",
+    "data.group=[a,g,b];data.response=y": "expected one column in data.group, or two for nested groups, the larger "
+    "groups first, got 3; name two of them, and add larger ones to data.predictors as factors",
+    "data.group=[a,g];data.response=y": "expected prior=nested for nested groups, data.group=[a,g], got the prior",
     "data.response=y": "expected a value for data.group, got none; set data.group=..., or data.formula",
     "data.group=g": "expected a value for data.response, got none; set data.response=..., or data.formula",
     "data.group=g;data.response=y;data.predictors=[x,'x:x']": "expected different columns in 'x:x', got one twice",

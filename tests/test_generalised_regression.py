@@ -44,24 +44,42 @@ def by_quadrature(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.
 
     Gauss-Hermite nodes are too few for counts, whose posteriors are narrow.
     """
-    nodes = torch.linspace(-6, 6, 801, dtype=torch.float64)
-    simpson = torch.tensor([1.0] + 399 * [4.0, 2.0] + [4.0, 1.0], dtype=torch.float64)
-    weights = simpson * (-0.5 * nodes.square()).exp()
-    weights = weights / weights.sum()
     theta = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        eta = offset + theta[0] + theta[1] * x + theta[2].exp() * nodes[:, None, None]
-        distribution = Poisson(eta.exp()) if family == "poisson" else Bernoulli(logits=eta)
-        terms = distribution.log_prob(y.expand_as(eta)).sum(-1) + weights.log()[:, None]
-        loss = -terms.logsumexp(0).sum()
+        loss = -log_likelihood(theta, family, x, y, offset)
         loss.backward()
         return loss
 
     optimiser.step(closure)
     return theta.detach()
+
+
+def log_likelihood(theta: Tensor, family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    """Of intercept, slope and log sd, by Simpson's rule."""
+    nodes = torch.linspace(-6, 6, 801, dtype=torch.float64)
+    simpson = torch.tensor([1.0] + 399 * [4.0, 2.0] + [4.0, 1.0], dtype=torch.float64)
+    weights = simpson * (-0.5 * nodes.square()).exp()
+    weights = weights / weights.sum()
+    eta = offset + theta[0] + theta[1] * x + theta[2].exp() * nodes[:, None, None]
+    distribution = Poisson(eta.exp()) if family == "poisson" else Bernoulli(logits=eta)
+    terms = distribution.log_prob(y.expand_as(eta)).sum(-1) + weights.log()[:, None]
+    return terms.logsumexp(0).sum()
+
+
+def check_standard_errors(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> dict[str, dict[str, str]]:
+    """Those of prior.csv are from the curvature of the likelihood in the units of the file; returns prior.csv."""
+    prior = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
+    names = ("intercept", "a", "sd of intercept")
+    theta = torch.tensor([float(prior[name]["run"]) for name in names], dtype=torch.float64)
+    theta[2] = theta[2].log()
+    curvature = torch.autograd.functional.hessian(lambda at: -log_likelihood(at, family, x, y, offset), theta)
+    errors = torch.linalg.inv(curvature).diagonal().sqrt()
+    errors[2] *= theta[2].exp()
+    assert [float(prior[name]["se, run"]) for name in names] == pytest.approx(errors.tolist(), rel=5e-3)
+    return prior
 
 
 @pytest.mark.parametrize("family", ["bernoulli", "poisson"])
@@ -82,7 +100,9 @@ def test_the_prior_is_that_of_maximum_likelihood(family: str, tmp_path: Path, mo
     assert prior.variance[0, 0, 0].sqrt().item() == pytest.approx(best[2].exp().item(), rel=0.15)
     results = results_of(Path("run"))
     assert results["log_likelihood"] is None and results["response"] is None
-    assert "sd of groups, run" in ran("effects", "run").out
+    assert "sd of intercept" in ran("effects", "run").out
+    in_file = torch.tensor([float(row.split(",")[1]) for row in Path("t.csv").read_text().split()[1:]]).double()
+    check_standard_errors(family, in_file.view(GROUPS, POINTS), y)
     if family == "poisson":
         Path("new.csv").write_text("a,y\n0.5,9\n0.1,\n")
         assert "mean" in ran("predict", "run", "new.csv").out
@@ -167,14 +187,14 @@ def test_exposures_are_offsets_of_counts(tmp_path: Path, monkeypatch: pytest.Mon
 def test_rates_are_learned_with_exposures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prior and shared effects are those of quadrature in the units of the file."""
     monkeypatch.chdir(tmp_path)
-    best = by_quadrature("poisson", *write_exposures())
+    best = by_quadrature("poisson", *(points := write_exposures()))
     settings = ("guide=partial_pooling", "data.family=poisson", "train.steps=400", "train.learning_rate=3e-2")
     ran("run", *COLUMNS, *settings, "data.offset=lexp", "guide.num_hidden=16", "hydra.run.dir=run")
     ran("effects", "run")
-    prior = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
+    prior = check_standard_errors("poisson", *points)
     assert float(prior["intercept"]["run"]) == pytest.approx(best[0].item(), abs=0.25)
     assert float(prior["a"]["run"]) == pytest.approx(best[1].item(), abs=0.06)
-    assert float(prior["intercept"]["sd of groups, run"]) == pytest.approx(best[2].exp().item(), rel=0.2)
+    assert float(prior["sd of intercept"]["run"]) == pytest.approx(best[2].exp().item(), rel=0.2)
 
 
 def test_an_exposure_in_place_of_its_logarithm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.exact.hierarchical_nuts import drawn_effects, sampled
-from pyro_metabayes.exact.mixed_effects import MixedEffects, fit, log_likelihood, sums_of
+from pyro_metabayes.exact.mixed_effects import MixedEffects, fit, log_likelihood
+from pyro_metabayes.exact.sums import sums_of
 from pyro_metabayes.models.hierarchical_regression import Model
 from pyro_metabayes.models.priors import FullGaussian
 from tests.pairs import random_regressions

@@ -154,6 +154,9 @@ def test_the_support_of_a_group_is_at_most_that_of_the_task(held_out: Path) -> N
     Path("single.csv").write_text("who,a,y\n" + "\n".join(f"h{name},{name}.5,{name}" for name in range(6)))
     said = ran("evaluate", str(held_out), "data.path=single.csv", "task.shot=3").out
     assert "at most 3 support points" in said
+    assert "conditioned on" in said and "at most 3 points of the predicted group (task.shot=3)" in said
+    nothing = ran("evaluate", str(held_out), "data.path=single.csv", "task.shot=0").out
+    assert "no point of the predicted group: the prior (task.shot=0)" in nothing
 
 
 # What is said about a poor result --------------------------------------------------------------------

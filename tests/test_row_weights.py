@@ -137,7 +137,7 @@ def test_the_posterior_and_the_evidence_of_a_run_are_those_of_the_reference(
     ran("effects", str(tmp_path))
     prior = {row[""]: row for row in table(str(tmp_path / "prior.csv"))}
     assert float(prior["sd of the noise"]["run"]) == pytest.approx(reference.sigma, rel=1e-2)
-    assert float(prior["intercept"]["sd of groups, run"]) == pytest.approx(reference.S[0, 0] ** 0.5, rel=2e-2)
+    assert float(prior["sd of intercept"]["run"]) == pytest.approx(reference.S[0, 0] ** 0.5, rel=2e-2)
     of_groups = {(row["group"], row["effect"]): row for row in table(str(tmp_path / "effects.csv"))}
     X, Z, y, inverse = reference.parts(reference.groups["g3"])
     V = Z @ reference.S @ Z.T + reference.sigma**2 * np.diag(inverse)
@@ -258,6 +258,7 @@ def test_rows_without_a_weight_are_dropped_and_counted_in_one_line(rows: list[An
 
 def test_a_file_to_predict_must_have_weights_and_offsets(rows: list[Any]) -> None:
     Path("new.csv").write_text("a,b,y\n10,1,\n")
-    assert "expected one column 'n' in new.csv, got none" in call("predict", "run", "new.csv").error
+    error = call("predict", "run", "new.csv", "--out", "without_weights.csv").error
+    assert "expected one column 'n' in new.csv, got none" in error
     with pytest.raises(UsageError, match=r"expected data\.scales to hold"):
         load("who", "y", ["a"], path="t.csv", weights="n", scales={"n": {"mean": -1.0}})

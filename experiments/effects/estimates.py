@@ -13,6 +13,11 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects, errors_of
+from pyro_metabayes.experiments.effects.prior_parameters import (
+    errors_by_quadrature,
+    errors_of_parameters,
+    parameters_in_units,
+)
 from pyro_metabayes.experiments.effects.widening import errors_of_run, half_widths_of_effects
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
@@ -36,12 +41,14 @@ class Effects:
 
     estimates: estimates of the prior and of the effects of all groups in the file.
     errors: standard errors of the coefficients [coefficients]; None without a closed form.
-    covariance: covariance of the effects over groups [effects, effects].
+    parameters: sds and correlations of the effects over groups, and noise, as in `names_of_parameters`.
+    errors_of_parameters: standard errors of the parameters; None without a closed form.
     """
 
     estimates: GroupEstimates
     errors: Tensor | None
-    covariance: Tensor
+    parameters: Tensor
+    errors_of_parameters: Tensor | None
 
 
 @torch.no_grad()
@@ -66,9 +73,22 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     coefficients = torch.cat((mean[0], shared.beta[0].double()))
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
-    gaussian = noise.isfinite() and model.canonical
-    errors = errors_of(groups.with_equal_precision(groups.whole()), covariance[0], noise) if gaussian else None
-    return _in_units(groups, standard, errors, errors_of_run(groups, learner))
+    return _with_errors(groups, learner, standard, isinstance(innermost(prior), Normal))
+
+
+def _with_errors(groups: Groups, learner: MetaLearner, standard: StandardisedEstimates, diagonal: bool) -> Effects:
+    """Add the standard errors of the likelihood of the model at the estimates of a run, where they have a closed form.
+
+    A generalised linear mixed model has them if there is one effect per group, by quadrature.
+    """
+    if learner.model.canonical and standard.noise == standard.noise:
+        whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise)
+        errors = errors_of(whole, standard.covariance, noise, groups.num_inner)
+        of_parameters = errors_of_parameters(groups, standard, diagonal)
+        return _in_units(groups, standard, errors, of_parameters, errors_of_run(groups, learner))
+    if groups.family != "gaussian" and groups.num_random == 1:
+        return _in_units(groups, standard, *errors_by_quadrature(groups, standard))
+    return _in_units(groups, standard)
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
@@ -80,18 +100,24 @@ def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
     """
     of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
-    return _in_units(groups, standard, fitted.errors, groups.estimation_errors())
+    of_parameters = errors_of_parameters(groups, standard, diagonal=False)
+    return _in_units(groups, standard, fitted.errors, of_parameters, groups.estimation_errors())
 
 
 def _in_units(
-    groups: Groups, standard: StandardisedEstimates, errors: Tensor | None, estimated: EstimationErrors | None
+    groups: Groups,
+    standard: StandardisedEstimates,
+    errors: Tensor | None = None,
+    of_parameters: Tensor | None = None,
+    estimated: EstimationErrors | None = None,
 ) -> Effects:
     scales, estimates = groups.scales, standard.in_units(groups)
     if estimated is not None:
         known = groups.with_equal_precision(groups.all_points().pooled())
         estimates = replace(estimates, half_widths=half_widths_of_effects(estimated, groups, known))
     sd = None if errors is None else scales.covariance_in_units(errors).diagonal().sqrt()
-    return Effects(estimates, sd, scales.covariance_in_units(standard.covariance))
+    noise = torch.tensor(standard.noise, dtype=torch.float64)
+    return Effects(estimates, sd, parameters_in_units(groups, standard.covariance, noise), of_parameters)
 
 
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.effects.estimates import Effects
+from pyro_metabayes.experiments.effects.prior_parameters import names_of_parameters
 from pyro_metabayes.experiments.partial_pooling.methods import least_squares_effects
 
 Row = dict[str, str]
@@ -20,46 +22,33 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """Return the table of the prior: one row per coefficient, per correlation of effects, and for the noise.
+    """Return the table of the prior: one row per coefficient, sd, correlation, and for the noise.
 
-    Each method has the columns estimate, standard error (se) and sd over groups.
+    Each method has the columns estimate and standard error (se).
 
     Args:
         groups: the groups of the file.
         methods: the estimates of each method, by name.
     """
-    rows = []
-    for place, feature in enumerate(groups.features):
-        row = {"": feature}
-        for name, effects in methods.items():
-            own, errors = place < groups.num_random, effects.errors
-            row |= {
-                name: text(effects.estimates.coefficients[place].item()),
-                f"se, {name}": text(None if errors is None else errors[place].item()),
-                f"sd of groups, {name}": text(effects.estimates.sd[place].item() if own else None),
-            }
-        rows.append(row)
-    for first, second in combinations(range(groups.num_random), 2):
-        label = f"correlation of {groups.features[first]}, {groups.features[second]}"
-        rows.append(_single(label, {name: _correlation(e.covariance, first, second) for name, e in methods.items()}))
-    return [*rows, _single("sd of the noise", {name: effects.estimates.noise for name, effects in methods.items()})]
-
-
-def _single(label: str, values: Mapping[str, float]) -> Row:
-    row = {"": label}
-    for name, value in values.items():
-        row |= {name: text(value), f"se, {name}": "-", f"sd of groups, {name}": "-"}
-    return row
-
-
-def _correlation(covariance: Tensor, first: int, second: int) -> float:
-    return (covariance[first, second] / (covariance[first, first] * covariance[second, second]).sqrt()).item()
+    own = [*range(groups.num_own), *range(groups.num_random, len(groups.features))]
+    parameters = names_of_parameters(groups)
+    rows: list[Row] = [{"": name} for name in [*(groups.features[place] for place in own), *parameters]]
+    for method, found in methods.items():
+        missing = torch.full_like(found.parameters, torch.nan)
+        values = torch.cat((found.estimates.coefficients[own], found.parameters))
+        of_coefficients = missing.new_full((len(own),), torch.nan) if found.errors is None else found.errors[own]
+        of_parameters = missing if found.errors_of_parameters is None else found.errors_of_parameters
+        errors = torch.cat((of_coefficients, of_parameters))
+        for row, value, error in zip(rows, values.tolist(), errors.tolist(), strict=True):
+            row |= {method: text(value), f"se, {method}": text(error)}
+    return rows
 
 
 def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:
-    """Return the table of effects, with one row per group and effect.
+    """Return the table of effects, with one row per group and effect, then one row per inner group of nested groups.
 
-    Shrinkage is the posterior variance divided by the prior variance.
+    Shrinkage is the posterior variance divided by the prior variance. The effect of an inner group is the difference of
+    its intercept from that of its group.
 
     Args:
         groups: the groups of the file.
@@ -67,28 +56,41 @@ def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: Mi
         closed: the closed-form estimates, or None.
         fitted: the maximum-likelihood estimates of the linear mixed model, or None.
     """
-    shrinkage = run.estimates.effects_sd.square() / run.estimates.sd.square()
-    reach = run.estimates.reach
+    estimates, alone = run.estimates, _least_squares(groups, fitted)
+    shrinkage, reach = estimates.effects_sd.square() / estimates.sd.square(), estimates.reach
     train = set(groups.splits["train"].tolist())
-    alone = None
-    if fitted is not None:
-        shared = fitted.coefficients[groups.num_random :]
-        episodes = groups.with_equal_precision(groups.all_points())
-        alone = groups.scales.effects_in_units(least_squares_effects(fitted, episodes), shared)
     rows = []
-    for group, name in enumerate(groups.names):
-        for place, feature in enumerate(groups.features[: groups.num_random]):
-            estimate = run.estimates.effects[group, place]
-            rows.append({
-                "group": name,
-                "points": str(int(groups.sizes[group])),
-                "in training": "yes" if group in train else "no",
-                "effect": feature,
-                "estimate": text(estimate.item()),
-                "lower": text((estimate - reach[group, place]).item()),
-                "upper": text((estimate + reach[group, place]).item()),
-                "shrinkage": text(shrinkage[group, place].item()),
-                "closed form": text(None if closed is None else closed.estimates.effects[group, place].item()),
-                "least squares": text(None if alone is None else alone[group, place].item()),
-            })  # fmt: skip
+    for place, labels in _labels(groups):
+        estimate, inner = estimates.effects[place], place[1] >= groups.num_own
+        rows.append(labels | {
+            "in training": "yes" if place[0] in train else "no",
+            "estimate": text(estimate.item()),
+            "lower": text((estimate - reach[place]).item()),
+            "upper": text((estimate + reach[place]).item()),
+            "shrinkage": text(shrinkage[place].item()),
+            "closed form": text(None if closed is None else closed.estimates.effects[place].item()),
+            "least squares": text(None if alone is None or inner else alone[place].item()),
+        })  # fmt: skip
     return rows
+
+
+def _labels(groups: Groups) -> Iterator[tuple[tuple[int, int], Row]]:
+    """Yield place [group, effect], and name, number of points and effect, of each row of the table of effects."""
+    for group, name in enumerate(groups.names):
+        for effect, feature in enumerate(groups.features[: groups.num_own]):
+            yield (group, effect), {"group": name, "points": str(int(groups.sizes[group])), "effect": feature}
+    indicators = groups.all_points().query_x[..., groups.num_own : groups.num_random].sum(1)
+    for group, names in enumerate(groups.inner_names):
+        for number, name in enumerate(names):
+            points = str(int(indicators[group, number]))
+            difference = f"{INTERCEPT}, difference from {groups.roles.group}"
+            label = {"group": f"{groups.names[group]}/{name}", "points": points, "effect": difference}
+            yield (group, groups.num_own + number), label
+
+
+def _least_squares(groups: Groups, fitted: MixedEffects | None) -> Tensor | None:
+    """Return the effects of each group by least squares, in the units of the file [groups, effects]."""
+    if fitted is None:
+        return None
+    alone = least_squares_effects(fitted, groups.with_equal_precision(groups.all_points()), groups.num_inner)
+    return groups.scales.effects_in_units(alone, fitted.coefficients[groups.num_random :])

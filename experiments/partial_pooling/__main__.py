@@ -119,7 +119,13 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
 def groups_of(row: Row, folder: Path) -> Groups:
     """Load the table of groups on which a row of the study is trained."""
     run = row.folder(folder, 0)
-    return groups_and_learner(saved_config(run, []), run)[0]
+    groups = groups_and_learner(saved_config(run, []), run)[0]
+    if groups.num_inner:
+        raise UsageError(
+            f"expected one column in data.group, got {groups.roles.group} and {groups.roles.inner} (nested groups), of "
+            "which experiments.effects has the estimates; name one column"
+        )
+    return groups
 
 
 def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[str, str]]:

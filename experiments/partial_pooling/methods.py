@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.diagnostics.collapse import HALF_OF_90
@@ -164,13 +165,13 @@ def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
     return effects.mean[:, 0].double(), torch.linalg.inv(precision_of(effects)[:, 0].double())
 
 
-def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
-    """Return the effects of each group by minimum-norm least squares, given the shared effects, [groups, effects]."""
+def least_squares_effects(fitted: MixedEffects, episodes: Episodes, num_inner: int = 0) -> Tensor:
+    """Return the effects of each group by least squares, given the shared effects; those of inner groups are 0."""
     observed = episodes.pooled() if episodes.support_x.shape[1] == 0 else episodes.observed()
     x = observed.support_x.double()
-    z = x[..., : len(fitted.covariance)] * observed.support_mask.unsqueeze(-1)
+    z = x[..., : len(fitted.covariance) - num_inner] * observed.support_mask.unsqueeze(-1)
     residual = (observed.support_y.double() - fitted.shared(x)) * observed.support_mask.unsqueeze(-1)
-    return (torch.linalg.pinv(z, rtol=1e-6) @ residual).squeeze(-1)
+    return pad((torch.linalg.pinv(z, rtol=1e-6) @ residual).squeeze(-1), (0, num_inner))
 
 
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:

@@ -25,8 +25,8 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
     """
     sizes = groups.sizes
     order = sizes.argsort(stable=True)
-    figure, axes = new_figure(1, rows=groups.num_random)
-    figure.set_size_inches(11.0, 3.2 * groups.num_random + 0.4)
+    figure, axes = new_figure(1, rows=groups.num_own)
+    figure.set_size_inches(11.0, 3.2 * groups.num_own + 0.4)
     for i, axis in enumerate(axes):
         for number, (name, estimates) in enumerate(methods.items()):
             place = torch.arange(len(order)) + 0.25 * (number - 1)

@@ -10,6 +10,8 @@ For a run on data=groups, give one CSV file instead: python -m experiments.predi
 predictors of the run, in the same units. Rows with a response are the support set of their group. Rows with a blank
 response are predicted. Without the column of groups, all rows belong to one group. The command writes the mean, sd and
 90% interval of a new observation, in the units of the data.
+
+The file of predictions is predictions.csv in the current folder, or that of --out. It must be new.
 """
 
 from __future__ import annotations
@@ -39,8 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     parser.add_argument("inputs", nargs="+", help="support=... and query=..., or a CSV file for a run on data=groups")
-    parser.add_argument("--out", type=user_path, default=Path("predictions.csv"), help="output file (%(default)s)")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("predictions.csv"), help="new file for the predictions (%(default)s)"
+    )
     options = parser.parse_args(arguments)
+    if options.out.exists():
+        raise UsageError(
+            f"expected a new file for --out, got {options.out}, which exists; name another file with --out"
+        )
     config = saved_config(options.run, ["device=cpu"])
     if target_of(config.data, "data") is groups.load:
         rows = predicted_rows(options.run, _file_of(options.inputs))

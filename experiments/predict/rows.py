@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chosen_columns
-from pyro_metabayes.data.sources.column_checks import notes_of_units
+from pyro_metabayes.data.sources.column_notes import notes_of_units
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles
@@ -41,10 +41,11 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     asked = read.values[:, -1].isnan()
     if not asked.any():
         raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
-    for note in (*read.notes, *notes_of_units(read.values, groups.scales, groups.scales.columns)):
+    rows = groups.with_indicators(read)
+    for note in (*read.notes, *notes_of_units(rows.values, groups.scales, groups.scales.columns)):
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
-    points, errors = groups.inputs_and_labels(read), errors_of_run(groups, setup.learner)
+    points, errors = groups.inputs_and_labels(rows), errors_of_run(groups, setup.learner)
     table: dict[int, dict[str, str]] = {}
     for name in dict.fromkeys(read.keys):
         of_group = torch.tensor([key == name for key in read.keys])
@@ -61,7 +62,6 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
 def columns_of(roles: Roles, file: Path) -> ChosenColumns:
     """Find the columns of the run in another file, which may lack the column of groups."""
     there = header_of(file, roles.read).names
-    assert isinstance(roles.group, str)  # a run records the name of the column
     return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
 
 
@@ -122,6 +122,7 @@ def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPredic
         number: the index of the row in `prediction`.
     """
     group = {} if chosen.group is None else {chosen.group: read.keys[place]}
+    group |= {} if read.inner is None else {str(chosen.inner): read.inner[place]}
     x = dict(zip(read.features, read.values[place].tolist(), strict=False))
     beside = {chosen.weights: read.weights, chosen.offset: read.offset}
     x |= {str(name): column[place].item() for name, column in beside.items() if column is not None}

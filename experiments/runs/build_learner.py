@@ -15,7 +15,8 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Source, context_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.inference.capabilities import StartsAtEstimates, has
+from pyro_metabayes.experiments.runs.grouped_data import check_groups
+from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.features import EmbedsTasks
 from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
@@ -43,13 +44,6 @@ class TransformsFeatures(Protocol):
         """Compute the mean to subtract, from all training inputs in batches [inputs, features]."""
 
 
-@runtime_checkable
-class HasFamily(Protocol):
-    """Regression model with a choice of the likelihood, such as gaussian or poisson."""
-
-    family: str
-
-
 def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
     """Build a learner with untrained weights.
 
@@ -74,8 +68,8 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
     _refuse_transforms_without_bank(config, learner, data)
-    _refuse_other_family(config, learner, source)
-    _refuse_unread_weights(config, learner, source)
+    if isinstance(source, Groups):
+        check_groups(config, learner, source)
     return learner
 
 
@@ -176,23 +170,4 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
         raise UsageError(
             f"expected a data set of features for backbone.power and backbone.centre, got data="
             f"{config.choices.get('data')}, a simulator; set backbone.power=1 and backbone.centre=false"
-        )
-
-
-def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
-    """Check that data.family and the likelihood of the model agree. Only a Gaussian response is standardised."""
-    family = learner.model.family if has(learner.model, HasFamily) else "gaussian"
-    if isinstance(source, Groups) and source.family != family:
-        raise UsageError(
-            f"expected model=generalised_regression for data.family={source.family}, got model="
-            f"{config.model['_target_']}; set data.family and model together"
-        )
-
-
-def _refuse_unread_weights(config: Config, learner: MetaLearner, source: Source) -> None:
-    """Check that the model uses data.weights. Another model would read the weights of rows as a predictor."""
-    if isinstance(source, Groups) and source.weighted and not getattr(learner.model, "weighted", False):
-        raise UsageError(
-            f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; set "
-            "model=hierarchical_regression, or remove data.weights"
         )

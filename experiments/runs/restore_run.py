@@ -18,7 +18,7 @@ from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
-from pyro_metabayes.experiments.runs.other_groups import with_all_groups
+from pyro_metabayes.experiments.runs.grouped_data import with_all_groups
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tasks import EstimatesSettings
 from pyro_metabayes.learner import MetaLearner

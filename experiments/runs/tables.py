@@ -53,22 +53,24 @@ def queries_of(task: Mapping[str, Any]) -> str:
     return str(task["query"])
 
 
-def _number_of_queries(results: Mapping[str, Any]) -> str:
-    """Format the number of queries per class: "15 queries", or "at most 15 queries" for data=groups."""
-    return f"{'at most ' * _is_of_groups(results)}{queries_of(results)} queries"
+def _task_cells(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cell of the task; for data=groups also a cell that says what the predictions are conditioned on."""
+    of_groups, shot = _is_of_groups(results), results["shot"]
+    beside = f" + {base}" if (base := results.get("base_query")) else ""
+    cells = {"task": f"{task_name(results)}, {'at most ' * of_groups}{queries_of(results)} queries{beside}"}
+    if not of_groups:
+        return cells
+    known = f"at most {shot} points of the predicted group" if shot else "no point of the predicted group: the prior"
+    return cells | {"conditioned on": f"{known} (task.shot={shot})"}
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the row of the table that `experiments.run` prints, from results.json."""
     of_classes = results["accuracy"] is not None
-    task = task_name(results)
-    queries = _number_of_queries(results)
-    if results.get("base_query"):
-        queries += f" + {results['base_query']}"
     return {
         "guide": results["guide"],
         "data": f"{results['data']} {results['split']}",
-        "task": f"{task}, {queries}",
+        **_task_cells(results),
         **_accuracies(results),
         _log_score_title(results): number(results["nll"]),
         **_joint(results),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
+from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky, symmetric
 from pyro_metabayes.inference.divergences import innermost
 
 
@@ -54,7 +54,7 @@ def posterior_of_rows(
     """
     x = x * mask.unsqueeze(-1)
     before = precision_of(prior)
-    precision = before + (x.mT @ x / noise**2).unsqueeze(-3)  # [T, Y, D, D]
+    precision = symmetric(before + (x.mT @ x / noise**2).unsqueeze(-3))  # [T, Y, D, D]
     evidence = (before @ prior.mean.unsqueeze(-1)).squeeze(-1) + y.mT @ x / noise**2  # [T, Y, D]
     factor = cholesky(precision)
     loc = torch.cholesky_solve(evidence.unsqueeze(-1), factor).squeeze(-1)

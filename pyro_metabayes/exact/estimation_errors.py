@@ -10,14 +10,9 @@ from torch import Tensor
 from torch.func import hessian, jacfwd
 
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.exact.mixed_effects import (
-    LEAST_VARIANCE,
-    MixedEffects,
-    Sums,
-    log_likelihood,
-    maximum_of,
-    sums_of,
-)
+from pyro_metabayes.exact.effect_structure import EffectStructure
+from pyro_metabayes.exact.mixed_effects import LEAST_VARIANCE, MixedEffects, log_likelihood, maximum_of
+from pyro_metabayes.exact.sums import Sums, sums_of
 
 FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood does not determine a direction
 
@@ -60,16 +55,15 @@ class EstimationErrors:
     1946.)
 
     Attributes:
-        maximum: the maximum-likelihood estimates, for predictions without estimation errors.
-        psi: vector of the coefficients, the free elements of L, and log noise. The covariance of the effects is
-            noise^2 L L^T.
-        free: [R, R], True for the estimated elements of L, for R effects per group.
-        covariance: matrix C, with one row per element of psi.
+        maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
+        psi: vector of the coefficients, the parameters of L, and log noise; noise^2 L L^T is the covariance of effects.
+        structure: which effects there are, and which elements of L are parameters.
+        covariance: C, a matrix of the size of psi.
     """
 
     maximum: MixedEffects
     psi: Tensor
-    free: Tensor
+    structure: EffectStructure
     covariance: Tensor
 
     def of_queries(self, observed: Observed, noise: bool = True) -> Widening:
@@ -79,7 +73,9 @@ class EstimationErrors:
             observed: groups as tasks.
             noise: True: predict labels, with noise. False: predict the regression function.
         """
-        before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
+        best = self.maximum
+        plug_in = parameters_of(best.coefficients, best.covariance, best.noise, self.structure)
+        before = self._moments(plug_in, observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]
         by_psi: Callable[[Tensor], Tensor] = jacfwd(lambda psi: self._moments(psi, observed, noise))
         slopes = by_psi(self.psi)  # [T, Q, 2, P]
@@ -90,7 +86,8 @@ class EstimationErrors:
 
     def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
         """Compute mean and variance of the prediction given psi, per group and query [T, Q, 2]."""
-        coefficients, factor, sd = _parts(psi, self.free)
+        coefficients, factor, sd = parts_of(psi, self.structure)
+        coefficients = self.structure.with_inner(coefficients)
         num_random, mask = len(factor), observed.support_mask.unsqueeze(-1)
         x, y, query = observed.support_x.double() * mask, observed.support_y.double() * mask, observed.query_x.double()
         reach = x[..., :num_random] @ factor / sd
@@ -102,55 +99,93 @@ class EstimationErrors:
         return torch.cat((mean, variance), -1)
 
 
-def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False) -> EstimationErrors | None:
-    """Estimate the parameters, and the covariance of the estimation errors, from all points of the training groups.
+def estimation_errors(
+    groups: Episodes, num_random: int, diagonal: bool = False, num_inner: int = 0
+) -> EstimationErrors | None:
+    """Estimate the parameters and the covariance of their errors from all points of the training groups.
 
     Args:
         groups: groups as tasks, with all points as queries and one number per label.
         num_random: number R of leading features with group-specific effects.
         diagonal: whether covariances between effects are fixed at 0.
+        num_inner: C; the last C of the R features mark the inner groups of nested groups.
 
     Returns:
         The estimates; None if a likelihood is unbounded or there are too few points.
     """
-    maximum = maximum_of(groups, num_random, diagonal)
-    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
+    maximum = maximum_of(groups, num_random, diagonal, num_inner=num_inner)
+    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True, num_inner=num_inner)
     if maximum is None or restricted is None:
         return None
-    every = torch.ones(num_random, num_random, dtype=torch.bool)
-    free = torch.eye(num_random, dtype=torch.bool) if diagonal else every.tril()
-    psi = _parameters(restricted, free)
-    return EstimationErrors(maximum, psi, free, _inverse_information(psi, free, sums_of(groups, num_random)))
+    structure = EffectStructure(num_random, num_inner, diagonal)
+    psi = parameters_of(restricted.coefficients, restricted.covariance, restricted.noise, structure)
+    inverse = inverse_information(psi, structure, sums_of(groups, num_random, num_inner))
+    return EstimationErrors(maximum, psi, structure, inverse)
 
 
-def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
-    """Compute the inverse of the observed information, -d^2 / d psi^2 of the penalised log-likelihood.
+def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums) -> Tensor:
+    """Compute the inverse of the observed information of psi under the penalised likelihood.
 
     Directions of psi in which the likelihood is flat get variance 0. An example: the correlations of an effect with sd
     0, which do not change predictions.
     """
-
-    def loss(at: Tensor) -> Tensor:
-        coefficients, factor, noise = _parts(at, free)
-        penalty = (factor.diagonal() / noise).abs().log().sum()
-        return -log_likelihood(sums, coefficients, factor, noise) - penalty
-
-    curvature: Callable[[Tensor], Tensor] = hessian(loss)
-    values, directions = torch.linalg.eigh(curvature(psi))
+    values, directions = torch.linalg.eigh(information(psi, structure, sums, penalised=True))
     inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
     return directions * inverse @ directions.mT
 
 
-def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split psi into the coefficients, a Cholesky factor of the covariance of the effects, and the noise sd."""
-    rows, columns = free.nonzero(as_tuple=True)
-    elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
-    factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)
-    return psi[: -1 - len(rows)], noise * factor, noise
+def information(psi: Tensor, structure: EffectStructure, sums: Sums, penalised: bool = False) -> Tensor:
+    """Compute the observed information of psi, -d^2 / d psi^2 of the log-likelihood, or of the penalised one."""
+
+    def loss(at: Tensor) -> Tensor:
+        coefficients, factor, noise = parts_of(at, structure)
+        penalty = (structure.diagonal_of(factor) / noise).abs().log().sum() if penalised else 0.0
+        return -log_likelihood(sums, coefficients, factor, noise) - penalty
+
+    curvature: Callable[[Tensor], Tensor] = hessian(loss)
+    return curvature(psi)
 
 
-def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
-    """Concatenate the fitted parameters to the vector psi; `free` marks the estimated elements of the factor."""
-    least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
-    factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
-    return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))
+def parts_of(psi: Tensor, structure: EffectStructure) -> tuple[Tensor, Tensor, Tensor]:
+    """Split psi into the coefficients, without those of inner groups, a root of the covariance, and the noise sd."""
+    num_elements, noise = int(structure.pattern.max()), psi[-1].exp()
+    return psi[: -1 - num_elements], noise * structure.factor(psi[-1 - num_elements : -1]), noise
+
+
+def parameters_of(coefficients: Tensor, covariance: Tensor, noise: Tensor, structure: EffectStructure) -> Tensor:
+    """Concatenate coefficients [D], covariance of the effects [R, R] and noise sd to one vector psi."""
+    least = LEAST_VARIANCE * noise**2 * torch.eye(structure.num_random, dtype=noise.dtype)
+    factor = torch.linalg.cholesky(covariance + least) / noise
+    return torch.cat((structure.without_inner(coefficients), structure.parameters(factor), noise.log().view(1)))
+
+
+def standard_errors(
+    groups: Episodes, structure: EffectStructure, psi: Tensor, function: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Compute standard errors of functions of the covariance of effects and of the noise sd, by the delta method.
+
+    With C the inverse of the observed information of psi and J the Jacobian of the function, they are the roots of the
+    diagonal of J C J^T.
+
+    Args:
+        groups: groups as tasks, with all points as queries and one number per label.
+        structure: the structure of the covariance.
+        psi: the estimates, from `parameters_of`.
+        function: a function of covariance [R, R] and noise sd that returns a vector.
+
+    Returns:
+        The standard errors; NaN if the estimates are at the edge of the parameter space, where an sd is 0 or a
+        correlation is 1 or -1, or if the information is not positive definite.
+    """
+
+    def of_psi(at: Tensor) -> Tensor:
+        _, factor, noise = parts_of(at, structure)
+        return function(factor @ factor.mT, noise)
+
+    found = information(psi, structure, sums_of(groups, structure.num_random, structure.num_inner))
+    by_psi: Callable[[Tensor], Tensor] = jacfwd(of_psi)
+    jacobian, (_, factor, noise) = by_psi(psi), parts_of(psi, structure)
+    at_edge = (structure.diagonal_of(factor) / noise).abs().min() < 2 * LEAST_VARIANCE**0.5
+    if at_edge or torch.linalg.cholesky_ex(found)[1]:
+        return jacobian.new_full((len(jacobian),), torch.nan)
+    return (jacobian * torch.linalg.solve(found, jacobian.mT).mT).sum(-1).sqrt()

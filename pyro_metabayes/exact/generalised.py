@@ -91,33 +91,57 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
         points: the points of all groups.
         family: "bernoulli" or "poisson".
     """
-    nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
-    log_weights = -0.5 * nodes.square()
-    log_weights = log_weights - log_weights.logsumexp(0)
     theta = torch.zeros(points.x.shape[1] + 1, dtype=torch.float64).requires_grad_()
-
-    def log_joint() -> Tensor:
-        """Compute log p(y_g, u) per quadrature node and group g, up to a constant, for u = sd * node."""
-        fixed = points.x @ theta[:-1] + points.offset
-        eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
-        terms = likelihood_of(eta, family).log_prob(points.y)
-        of_groups = terms.new_zeros(NODES, points.num_groups).index_add(1, points.group, terms)
-        return of_groups + log_weights.unsqueeze(1)
-
     optimiser = torch.optim.LBFGS([theta], max_iter=300, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = -log_joint().logsumexp(0).sum()
+        loss = -_log_joint(points, family, theta).logsumexp(0).sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
     with torch.no_grad():
-        joint, sd = log_joint(), theta[-1].exp()
-        after, u = joint.softmax(0), sd * nodes.unsqueeze(1)
+        joint, sd = _log_joint(points, family, theta), theta[-1].exp()
+        after, u = joint.softmax(0), sd * _nodes().unsqueeze(1)
         mean = (after * u).sum(0)
         spread = (after * (u - mean).square()).sum(0).sqrt()
     return GeneralisedEffects(
         theta.detach()[:-1], sd, joint.logsumexp(0).sum().item(), theta.detach()[0] + mean, spread
     )
+
+
+def covariance_of_estimates(points: Points, family: str, coefficients: Tensor, sd: Tensor) -> Tensor | None:
+    """Compute the inverse of the observed information of coefficients and log sd [D + 1, D + 1], by quadrature.
+
+    The information is -d^2 log p(y) at these values; where it is not positive definite, the result is None.
+
+    Args:
+        points: the points of all groups.
+        family: "bernoulli" or "poisson".
+        coefficients: [D].
+        sd: standard deviation of the effects, a scalar.
+    """
+    theta = torch.cat((coefficients, sd.log().view(1))).double()
+    curvature = torch.autograd.functional.hessian(lambda at: -_log_joint(points, family, at).logsumexp(0).sum(), theta)
+    factor, failed = torch.linalg.cholesky_ex(curvature)
+    return None if failed else torch.cholesky_inverse(factor)
+
+
+def _nodes() -> Tensor:
+    return torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
+
+
+def _log_joint(points: Points, family: str, theta: Tensor) -> Tensor:
+    """Compute log p(y_g, u) up to a constant per quadrature node and group g, for labels y_g and u = sd * node.
+
+    theta holds the coefficients and the log sd. The sum over nodes of exp(log_joint) is the likelihood of a group.
+    """
+    nodes = _nodes()
+    log_weights = -0.5 * nodes.square()
+    log_weights = log_weights - log_weights.logsumexp(0)
+    fixed = points.x @ theta[:-1] + points.offset
+    eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
+    terms = likelihood_of(eta, family).log_prob(points.y)
+    of_groups = terms.new_zeros(NODES, points.num_groups).index_add(1, points.group, terms)
+    return of_groups + log_weights.unsqueeze(1)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.exact.mixed_effects import Sums, log_likelihood, sums_of
+from pyro_metabayes.exact.mixed_effects import log_likelihood
+from pyro_metabayes.exact.sums import Sums, sums_of
 from pyro_metabayes.seeding import seeded
 
 CHAINS = 2

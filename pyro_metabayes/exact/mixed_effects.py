@@ -14,6 +14,8 @@ from torch import Size, Tensor
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
+from pyro_metabayes.exact.effect_structure import EffectStructure
+from pyro_metabayes.exact.sums import Sums, sums_of
 
 LEAST_NOISE = 1e-4  # with smaller noise, in sds of the response, the effects fit every point: unbounded likelihood
 LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, since a variance of 0 has no inverse
@@ -24,7 +26,8 @@ STARTS = (1.0, 0.3, 0.1)  # start values of sd / noise; a long first step may en
 class MixedEffects:
     """Estimates of a linear mixed model, y_i = x_i . coefficients + z_i . u_g + noise e_i.
 
-    u_g ~ N(0, covariance) are the effects of group g on z_i, the first R of the D features x_i; e_i ~ N(0, 1).
+    z_i are the first R of the D features x_i, which have effects u_g of group g, and e_i ~ N(0, 1). The coefficients of
+    inner groups (`EffectStructure`) are 0.
     """
 
     coefficients: Tensor  # [D]
@@ -53,18 +56,13 @@ class MixedEffects:
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Sufficient statistics of the points x, y of T groups; z are the first R of the D features x."""
-
-    zz: Tensor  # z^T z of each group [T, R, R]
-    zp: Tensor  # z^T (x, y) of each group [T, R, D + 1]
-    pp: Tensor  # (x, y)^T (x, y) of all points [D + 1, D + 1]
-    num_points: int
-
-
 def fit(
-    episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False, penalised: bool = False
+    episodes: Episodes,
+    num_random: int,
+    restricted: bool = False,
+    diagonal: bool = False,
+    penalised: bool = False,
+    num_inner: int = 0,
 ) -> MixedEffects:
     """Fit a linear mixed model to all n query points by (restricted) maximum likelihood, in float64.
 
@@ -80,53 +78,65 @@ def fit(
         restricted: whether to use restricted maximum likelihood. -2 log p(y) then has the further term
             log |x^T V^-1 x| with V = I + z L L^T z^T, and n - D replaces n.
         diagonal: whether covariances between effects are fixed at 0.
-        penalised: whether 2 log |L| is added to 2 log p(y), which keeps each estimated sd above 0. The result
-            `log_likelihood` is without this term. (Chung et al. 2013, "A nondegenerate penalized likelihood estimator
-            for variance parameters in multilevel models".)
+        penalised: whether 2 log |L| is added to 2 log p(y), so that no estimated sd is 0: the prior density of L is
+            proportional to |L|. `log_likelihood` of the result does not contain this term. (Chung et al. 2013, "A
+            nondegenerate penalized likelihood estimator for variance parameters in multilevel models".)
+        num_inner: C; the last C of the R features mark the inner groups of nested groups (`EffectStructure`).
 
     Raises:
         UsageError: there are support points, labels have several numbers, or there are at most D points.
     """
-    sums = sums_of(episodes, num_random)
-    num_features = len(sums.pp) - 1
-    if sums.num_points <= num_features:
+    structure = EffectStructure(num_random, num_inner, diagonal)
+    sums = sums_of(episodes, num_random, num_inner)
+    num_coefficients = len(sums.pp) - 1
+    if sums.num_points <= num_coefficients:
         raise UsageError(
-            f"expected more points than the {num_features} coefficients, got {sums.num_points} points; add data"
+            f"expected more points than the {num_coefficients} coefficients, got {sums.num_points} points; add data"
         )
-    where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
-    scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any scale
-
-    def factor(theta: Tensor) -> Tensor:
-        return scale.unsqueeze(-1) * torch.zeros_like(sums.zz[0]).masked_scatter(where, theta)
+    scale = _scale(sums, structure)
 
     def loss(theta: Tensor) -> Tensor:
-        found = factor(theta)
-        penalty = 2 * found.diagonal().abs().log().sum() if penalised else 0.0
+        found = scale * structure.factor(theta)
+        penalty = 2 * structure.diagonal_of(found).abs().log().sum() if penalised else 0.0
         return _deviance(sums, found, restricted)[0] - penalty
 
-    start = torch.eye(num_random, dtype=sums.zz.dtype)[where]
+    start = structure.parameters(torch.eye(num_random, dtype=scale.dtype))
     theta = min((_descended(loss, size * start) for size in STARTS), key=lambda theta: loss(theta).item())
     with torch.no_grad():
-        found = factor(theta)
+        found = scale * structure.factor(theta)
         deviance, coefficients, variance, errors = _deviance(sums, found, restricted)
-    return MixedEffects(
-        coefficients, variance * errors, variance * found @ found.mT, variance.sqrt(), -0.5 * deviance.item()
-    )
+    errors = structure.with_inner(structure.with_inner(variance * errors).mT)
+    coefficients = structure.with_inner(coefficients)
+    return MixedEffects(coefficients, errors, variance * found @ found.mT, variance.sqrt(), -0.5 * deviance.item())
 
 
-def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Compute the covariance of the estimated coefficients, given the covariance of the effects and the noise sd."""
+def _scale(sums: Sums, structure: EffectStructure) -> Tensor:
+    """Return the scale of L for features of any scale [R, 1]; features of inner groups, 0 and 1, have scale 1."""
+    mean_square = sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points
+    mean_square[structure.num_own :] = 1.0
+    return mean_square.rsqrt().unsqueeze(-1)
+
+
+def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor, num_inner: int = 0) -> Tensor:
+    """Compute the covariance of the estimated coefficients, given covariance of the group effects and noise sd."""
+    structure = EffectStructure(len(covariance), num_inner)
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
-    return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
+    errors = noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance), num_inner), factor, False)[3]
+    return structure.with_inner(structure.with_inner(errors).mT)
 
 
 def maximum_of(
-    episodes: Episodes, num_random: int, diagonal: bool = False, restricted: bool = False, penalised: bool = False
+    episodes: Episodes,
+    num_random: int,
+    diagonal: bool = False,
+    restricted: bool = False,
+    penalised: bool = False,
+    num_inner: int = 0,
 ) -> MixedEffects | None:
     """Call `fit` for a standardised response; return None for an unbounded likelihood or too few points."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
-        found = fit(episodes, num_random, restricted, diagonal, penalised)
+        found = fit(episodes, num_random, restricted, diagonal, penalised, num_inner)
         if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
             return found
     return None
@@ -146,19 +156,6 @@ def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
     optimiser.step(closure)
     return theta.detach()
-
-
-def sums_of(episodes: Episodes, num_random: int) -> Sums:
-    """Compute the sufficient statistics of the query points of all groups, in float64 on the CPU."""
-    if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
-        raise UsageError(
-            "expected only queries with one number per label, got support points or several numbers per label; use "
-            "Groups.whole"
-        )
-    episodes = episodes.to("cpu")  # on the CPU, since the optimiser reads every loss, and in float64
-    points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
-    z = points[..., :num_random]
-    return Sums(z.mT @ z, z.mT @ points, (points.mT @ points).sum(0), int(episodes.query_mask.sum()))
 
 
 def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.exact.conjugate import precision_of
-from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
+from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky, symmetric
 
 
 def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor, value: Tensor) -> TorchDistribution:
@@ -33,7 +33,7 @@ def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor
     """
     before = precision_of(prior)  # [T, Y, W, W]
     evidence = before @ prior.mean.unsqueeze(-1) + direction.mT @ value
-    precision = before + direction.mT @ direction
+    precision = symmetric(before + direction.mT @ direction)
     loc = torch.cholesky_solve(evidence, cholesky(precision)).squeeze(-1)
     with WithoutWaiting():
         return MultivariateNormal(loc, precision_matrix=precision).to_event(1)

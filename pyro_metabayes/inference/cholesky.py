@@ -22,6 +22,11 @@ def cholesky(matrix: Tensor) -> Tensor:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
+def symmetric(matrix: Tensor) -> Tensor:
+    """Return (M + M^T) / 2: rounding errors of a product such as X^T X differ between M and M^T."""
+    return 0.5 * (matrix + matrix.mT)
+
+
 class WithoutWaiting(TorchFunctionMode):
     """Context manager: replace `torch.linalg.cholesky`, which waits for the device, by `cholesky` of this file.
 

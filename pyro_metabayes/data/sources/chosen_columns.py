@@ -32,6 +32,7 @@ class Rows:
         notes: notes for the user, one line each.
         weights: [N], precision weight of each row; None: all weights are 1.
         offset: [N], offset of each row; None: no offset.
+        inner: [N], name of the inner group of each row, for nested groups.
     """
 
     keys: list[str]
@@ -42,6 +43,7 @@ class Rows:
     notes: list[str]
     weights: Tensor | None = None
     offset: Tensor | None = None
+    inner: list[str] | None = None
 
     @property
     def features(self) -> list[str]:
@@ -71,6 +73,7 @@ class ChosenColumns:
     factors: Sequence[str] = ()
     weights: str | None = None
     offset: str | None = None
+    inner: str | None = None
 
     def read(self, missing: str, decimal: str, levels: Levels | None = None, optional: bool = False) -> Rows:
         """Read the rows of the file.
@@ -82,15 +85,20 @@ class ChosenColumns:
             optional: whether a missing response is allowed and becomes NaN.
         """
         inputs = list(dict.fromkeys(name for term in self.terms.values() for name in term))
-        beside = [name for name in (self.weights, self.offset) if name is not None]
+        beside = [name for name in (self.weights, self.offset, self.inner) if name is not None]
         of_file = dict.fromkeys([*self.factors, *text_columns(self.header, inputs)]) if levels is None else {}
         texts = of_file if levels is None else levels
-        reading = Reading(missing, decimal, texts, [self.response] if optional else [])
+        of_inner: dict[str, None] = {} if self.inner is None else {self.inner: None}
+        reading = Reading(missing, decimal, {**texts, **of_inner}, [self.response] if optional else [])
         read = read_columns(self.header, self.group, [*inputs, *beside, self.response], reading)
         numbers = dict(
             zip([*inputs, *beside, self.response], torch.from_numpy(read.values.copy()).unbind(1), strict=True)
         )
-        ordered = {name: sorted(of, key=_number_first) if levels is None else of for name, of in read.levels.items()}
+        ordered = {
+            name: sorted(of, key=_number_first) if levels is None else of
+            for name, of in read.levels.items()
+            if name != self.inner
+        }
         columns = {name: {name: numbers[name]} for name in inputs}
         columns |= {name: _indicators(name, numbers[name], read.levels[name], of) for name, of in ordered.items()}
         features = {INTERCEPT: {INTERCEPT: torch.ones(len(read.keys), dtype=torch.float64)}}
@@ -103,7 +111,8 @@ class ChosenColumns:
         weights, offset = (None if name is None else numbers[name] for name in (self.weights, self.offset))
         if weights is not None:
             check_weights(weights, str(self.weights), self.header.path)
-        return Rows(read.keys, stacked, [*own, *others, self.response], own, ordered, notes, weights, offset)
+        inner = None if self.inner is None else [read.levels[self.inner][int(i)] for i in numbers[self.inner].tolist()]
+        return Rows(read.keys, stacked, [*own, *others, self.response], own, ordered, notes, weights, offset, inner)
 
 
 def _products(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -137,46 +146,23 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     """Find the columns that `roles` names in a file. With grouped=False the file needs no group column.
 
     Raises:
-        UsageError: the file lacks a column, a column has two roles, or there are several columns of groups.
+        UsageError: the file lacks a column, or a column is named twice.
     """
-    group = _one_group(file, roles.group)
-    header = header_of(file, [*([group] if grouped else []), *roles.read])
-    of_group = header.name_of(group) if grouped else None
+    header = header_of(file, [*([roles.group] if grouped else []), *roles.read])
+    of_group = header.name_of(roles.group) if grouped else None
     found, response = [term_of(name, header) for name in roles.predictors], header.name_of(roles.response)
     names = [PRODUCT.join(term) for term in found]
     own, texts = _random(roles.random, names), [*map(header.name_of, roles.factors)]
-    weights, offset = (None if name is None else header.name_of(name) for name in (roles.weights, roles.offset))
-    once = [name for name in (of_group, response, weights, offset) if name is not None]
+    weights, offset, inner = (
+        None if name is None else header.name_of(name) for name in (roles.weights, roles.offset, roles.inner)
+    )
+    once = [name for name in (of_group, inner, response, weights, offset) if name is not None]
     _check_names(own, names, once, {name for term in found for name in term})
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
         raise UsageError(f"expected data.factors among data.predictors, got '{other[0]}'; add it to data.predictors")
-    return ChosenColumns(header, of_group, response, dict(zip(names, found, strict=True)), own, texts, weights, offset)
-
-
-def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
-    """Return the column that data.group names; several columns (nested or crossed groups) raise a UsageError."""
-    if group is None or isinstance(group, str | int | float):
-        return group
-    if len(group) != 1:
-        header = header_of(file, group)
-        names = [header.name_of(name) for name in group]
-        kind = _kind_of_groups(header, names)
-        remedy = "name the smaller groups, and add the larger ones to data.predictors as a factor"
-        raise UsageError(
-            f"expected one column in data.group, got {' and '.join(names) or 'none'} ({kind} groups); the model has "
-            f"one grouping only: {remedy if kind == 'nested' else 'name one of them'}"
-        )
-    return group[0]
-
-
-def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
-    """Return "nested" if each group of one column lies within one group of the other, else "crossed"."""
-    texts: dict[str, None] = dict.fromkeys(names)
-    codes = read_columns(header, None, names, Reading(levels=texts)).values
-    pairs = {(first, second) for first, second, *_ in codes.tolist()} if len(names) > 1 else set()
-    smallest = [len({pair[i] for pair in pairs}) for i in (0, 1)]
-    return "nested" if len(pairs) in smallest and pairs else "crossed"
+    terms = dict(zip(names, found, strict=True))
+    return ChosenColumns(header, of_group, response, terms, own, texts, weights, offset, inner)
 
 
 def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pyro_metabayes.data.sources.column_notes import notes_of_codes, notes_of_response
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given, scales_of
 from pyro_metabayes.errors import UsageError, check_choice
 
@@ -16,7 +17,6 @@ FAMILIES = ("gaussian", "bernoulli", "poisson")
 COLLINEAR = 1e-6  # residual sd of a column given the others, relative to its sd, below which it is refused
 NEARLY = 1e-2  # residual sd below which weights are poorly determined; only noted, since predictions may be good
 FAR = 10.0  # distance of the mean from 0, in sds, from which on a slope without intercept is refused
-OTHER_UNITS = 10.0  # distance of the means of two files, in sds, from which on their units probably differ
 
 
 def learnable_scales(
@@ -98,6 +98,7 @@ def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "g
     Collinear predictors raise a UsageError.
     """
     about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
+    about += notes_of_codes(rows[:, :-1], scales.columns[:-1])
     return about + check_collinear(scales.standardised(rows), scales, file)
 
 
@@ -151,37 +152,3 @@ def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) 
                 f"expected a column '{name}' of {file} without extreme values, got {before} different values, "
                 f"only {after} in single precision; take logarithms, or remove rows with extreme values"
             )
-
-
-def notes_of_response(y: Tensor, name: str) -> list[str]:
-    """Return a note for a response y [N] that Gaussian noise fits badly: two values, or whole numbers close to 0."""
-    low, high = y.min().item(), y.max().item()
-    fitted = "it is fitted with Gaussian noise of one sd, as if it were continuous and unbounded"
-    if len(y.unique()) == 2:
-        return [
-            f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are not probabilities; "
-            "for 0 and 1 set data.family=bernoulli model=generalised_regression"
-        ]
-    near_zero = y.mean().item() < 3 * y.std(correction=0).item()
-    if near_zero and low >= 0 and bool((y == y.round()).all()):
-        return [
-            f"response '{name}' has whole numbers from {low:g} to {high:g} only, such as counts or ratings: {fitted}"
-        ]
-    return []
-
-
-def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str]) -> list[str]:
-    """Return a note for each column with a mean far from the mean in the training data, a sign of different units.
-
-    Missing values (NaN) are left out of the mean.
-    """
-    means = values.nanmean(0)
-    far = ((means - scales.mean) / scales.sd).abs() > OTHER_UNITS
-    return [
-        f"column '{name}' has mean {mean:g}, but the run was trained on mean {of_run:g} and sd {sd:g}; check that the "
-        "units are the same"
-        for name, is_far, mean, of_run, sd in zip(
-            scales.columns, far.tolist(), means.tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
-        )
-        if is_far and name in columns
-    ]

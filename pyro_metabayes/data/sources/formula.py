@@ -6,19 +6,17 @@ The result is the role of each column, such as response, predictor or group (`ro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pyro_metabayes.data.sources.formula_bars import EXAMPLE, grouping_of, without_bars
 from pyro_metabayes.data.sources.header import Name
 from pyro_metabayes.data.sources.roles import PRODUCT, Roles
 from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.errors import UsageError
 
-EXAMPLE = "score ~ hours + (hours | school)"
 COLUMN = re.compile(r"`([^`]+)`|([^\W\d][\w.]*)")  # names as in R; any other name in backticks
 CALL = re.compile(r"(\w+)\((.*)\)")
 FACTOR = ("factor", "C", "as.factor")
-BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
 
 
 @dataclass
@@ -39,9 +37,10 @@ class Terms:
 
 
 def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
-    """Return the columns in the formula of a linear mixed model with one grouping, by role.
+    """Return the columns in the formula of a linear mixed model, by role.
 
     A formula may contain columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
+    For nested groups the term is (1 | a/b), or there are two terms, (effects | a) and (1 | a:b).
 
     Args:
         formula: such as "score ~ hours + (hours | school)".
@@ -54,7 +53,7 @@ def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) ->
     if not tilde or "~" in right or not response.strip():
         raise UsageError(f"expected data.formula like '{EXAMPLE}', got '{formula}'; fix the formula")
     fixed_text, bars = without_bars(right)
-    effects_text, group = _one_bar(bars, formula)
+    effects_text, group, inner = grouping_of(bars, formula)
     fixed, own = terms_of(fixed_text, formula), terms_of(effects_text, formula)
     _check(fixed, own, formula)
     if offset is not None and fixed.offsets:
@@ -67,62 +66,8 @@ def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) ->
         factors=list(dict.fromkeys(fixed.factors + own.factors)),
         weights=weights,
         offset=fixed.offsets[0] if fixed.offsets else offset,
+        inner=None if inner is None else _column(inner, "group"),
     )
-
-
-def without_bars(text: str) -> tuple[str, list[str]]:
-    """Replace each (effects | group) in the text by a placeholder; returns the new text and the replaced terms."""
-    bars: list[str] = []
-    depth, start, rest = 0, 0, ""
-    for place, sign in enumerate(text):
-        if sign == "(":
-            start = place if depth == 0 else start
-            depth += 1
-        elif sign == ")":
-            depth -= 1
-        if depth == 0 and sign == ")" and "|" in text[start:place]:
-            bars.append(text[start + 1 : place])
-            rest += f"`{BAR.format(len(bars))}`"
-        elif depth == 0 and sign == ")":
-            rest += text[start : place + 1]
-        elif depth <= 0:
-            rest += sign
-    return rest + (text[start:] if depth > 0 else ""), bars
-
-
-def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
-    """Return effects and group of the one term (effects | group); any other number of terms raises a UsageError."""
-    shown = " and ".join(f"({bar.strip()})" for bar in bars)
-    if not bars:
-        raise UsageError(
-            f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'; add such a term"
-        )
-    if any("||" in bar for bar in bars):
-        raise UsageError(
-            f"expected one bar in {shown}, got two, which mean uncorrelated effects; write one bar and set "
-            "prior=gaussian"
-        )
-    if len(bars) > 1:
-        same = len({bar.rpartition("|")[2].strip() for bar in bars}) == 1
-        kind, remedy = ("uncorrelated effects", "write one term with all effects and set prior=gaussian")
-        if not same:
-            kind, remedy = ("crossed or nested groups", "keep one of these terms")
-        raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}: {kind}; {remedy}")
-    effects, _, group = bars[0].rpartition("|")
-    _refuse_several_columns(bars[0].strip(), group)
-    return effects, group
-
-
-def _refuse_several_columns(bar: str, group: str) -> None:
-    """Raise a UsageError for groups of several columns: nested groups a/b, and combinations a:b."""
-    kind, remedy = "groups of several columns", "write the pairs as a column of the file"
-    if "/" in group:
-        outer, inner = (part.strip() for part in group.split("/", 1))
-        kind, remedy = "nested groups", f"write + {outer} + (... | {inner}), in which {outer} is a factor"
-    if "/" in group or ":" in group:
-        raise UsageError(
-            f"expected one column of groups in ({bar}), got {kind}; the model has one grouping only: {remedy}"
-        )
 
 
 def terms_of(text: str, formula: str) -> Terms:

@@ -11,8 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.sources.chosen_columns import Levels, Rows
+from pyro_metabayes.data.sources.inner_groups import with_indicators
 from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.roles import Roles
+from pyro_metabayes.data.sources.row_points import points_of
 from pyro_metabayes.data.sources.row_weights import Tasks, log_roots, with_equal_precision
 from pyro_metabayes.data.sources.scales import Scales
 from pyro_metabayes.data.stream import Block, check_regression
@@ -28,7 +30,8 @@ class Groups:
     """Source of regression tasks: G groups of rows (x, y), one task per group, padded and masked to one size.
 
     names: names of the groups [G].
-    features: names of the D features in x; the first num_random of them have group-specific weights.
+    features: names of the D features in x; the first num_random of them have group-specific weights. With nested
+        groups, the last num_inner of these are the indicators of inner groups.
     points: the rows, sorted by group.
     splits: the groups for training, validation and test.
     scales: means and standard deviations of the columns.
@@ -37,6 +40,8 @@ class Groups:
     levels: levels of the factors.
     family: family of the response; only a Gaussian response is standardised.
     roles: the columns that were read.
+    num_inner: largest number of inner groups in a group; 0 without nested groups.
+    inner_names: names of the inner groups of each group.
 
     With data.weights, x has one more column: the root of (weight of the row / mean weight of the training rows).
 
@@ -55,6 +60,8 @@ class Groups:
     levels: Levels = field(default_factory=dict)
     family: str = "gaussian"
     roles: Roles = Roles("", "")  # noqa: RUF009  # frozen
+    num_inner: int = 0
+    inner_names: Sequence[Sequence[str]] = ()
 
     num_targets = 1
 
@@ -66,13 +73,17 @@ class Groups:
     def context(self) -> dict[str, int]:
         """Counts for constructors of models, by name.
 
-        num_weights: number of group-specific weights.
-        row_weights: 1 if rows have weights, else missing.
-        row_offsets: 1 if x has a column of offsets, else missing.
+        num_weights: number of group-specific weights. Missing if 0 are row_weights, which is 1 if rows have weights;
+        row_offsets, which is 1 if x has a column of offsets; and num_inner.
         """
         offset = self.roles.offset is not None and self.family != "gaussian"
-        beside = {"row_weights": self.weighted, "row_offsets": offset}
-        return {"num_weights": self.num_random} | {name: 1 for name, there in beside.items() if there}
+        beside = {"row_weights": int(self.weighted), "row_offsets": int(offset), "num_inner": self.num_inner}
+        return {"num_weights": self.num_random} | {name: count for name, count in beside.items() if count}
+
+    @property
+    def num_own(self) -> int:
+        """Number of group-specific weights without those of inner groups."""
+        return self.num_random - self.num_inner
 
     @property
     def weighted(self) -> bool:
@@ -100,7 +111,7 @@ class Groups:
         return self.all_points(self.splits[split])
 
     def all_points(self, groups: Tensor | None = None) -> Episodes:
-        """Return the given groups (None: all groups of the file) as tasks with all points as queries."""
+        """Return the given groups (None: all groups) as tasks with all points as queries."""
         groups = torch.arange(len(self.names)) if groups is None else groups
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
@@ -116,12 +127,12 @@ class Groups:
         Args:
             diagonal: whether the group-specific effects are independent.
         """
-        found = maximum_of(self.with_equal_precision(self.whole()), self.num_random, diagonal)
+        found = maximum_of(self.with_equal_precision(self.whole()), self.num_random, diagonal, num_inner=self.num_inner)
         return None if found is None else self.of_labels(found)
 
     def estimation_errors(self, diagonal: bool = False) -> EstimationErrors | None:
         """Compute the errors of `estimates`, in standardised units; None if the likelihood has no maximum."""
-        return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
+        return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal, self.num_inner)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
         """Return a fit to data of `with_equal_precision`, with the log-likelihood of the original labels."""
@@ -139,8 +150,12 @@ class Groups:
         """Factor that converts the noise sd of the model to the noise sd of a row of weight 1, in units of the file."""
         return self.scale * self.scales.weight**0.5
 
+    def with_indicators(self, rows: Rows) -> Rows:
+        """Add the indicators of inner groups, if there are any, to the rows of a file."""
+        return with_indicators(rows, self.num_inner, "the file") if self.num_inner else rows
+
     def inputs_and_labels(self, rows: Rows) -> Tensor:
-        """Convert the N rows of a file to points [N, D' + 1] of this source: D' input columns and the response."""
+        """Convert N rows of `with_indicators` to points [N, D' + 1]: D' input columns and the response."""
         return points_of(rows, self.scales, self.family)
 
     def estimated_settings(self) -> dict[str, Any]:
@@ -148,7 +163,10 @@ class Groups:
         levels = {name: list(of) for name, of in self.levels.items()}
         beside = {str(self.roles.weights): self.scales.weight, str(self.roles.offset): self.scales.offset}
         means = {str(name): {"mean": beside[str(name)]} for name in self.roles.beside}
-        return {"scales": self.scales.moments() | means} | ({"levels": levels} if levels else {})
+        indicators = self.features[self.num_own : self.num_random]
+        moments = {name: of for name, of in self.scales.moments().items() if name not in indicators}
+        settings = {"scales": moments | means, "levels": levels, "num_inner": self.num_inner}
+        return {name: value for name, value in settings.items() if value}
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
         """Compute the mean squared errors [T] of two baselines on T tasks.
@@ -180,16 +198,3 @@ class Groups:
             return RaggedTasks(points, order, rows, shape.shot, shape.query)
 
         return draw
-
-
-def points_of(rows: Rows, scales: Scales, family: str) -> Tensor:
-    """Return the N rows as points [N, D' + 1]: D' input columns and the response.
-
-    The inputs are the standardised features and, if rows have them, the root of the weight and the offset.
-    """
-    read = rows.without_offset() if family == "gaussian" else rows
-    values = scales.standardised(read.values)
-    beside = [] if rows.weights is None else [(rows.weights / scales.weight).sqrt()]
-    if rows.offset is not None and family != "gaussian":
-        beside.append(rows.offset - scales.offset)
-    return torch.cat((values[:, :-1], *(column.unsqueeze(-1) for column in beside), values[:, -1:]), -1)

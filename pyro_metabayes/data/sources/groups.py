@@ -12,15 +12,23 @@ from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Levels, Ro
 from pyro_metabayes.data.sources.column_checks import (
     learnable_scales,
     notes_of_training,
-    notes_of_units,
     refuse_other_family,
     refuse_unresolved,
 )
+from pyro_metabayes.data.sources.column_notes import notes_of_units
 from pyro_metabayes.data.sources.formula import roles_of_formula
-from pyro_metabayes.data.sources.grouped_rows import Groups, points_of
+from pyro_metabayes.data.sources.grouped_rows import Groups
 from pyro_metabayes.data.sources.header import Name, file_of
+from pyro_metabayes.data.sources.inner_groups import (
+    check_inner,
+    columns_of_groups,
+    names_of_inner,
+    scales_with_indicators,
+    with_indicators,
+)
 from pyro_metabayes.data.sources.ragged import Ragged
 from pyro_metabayes.data.sources.roles import Roles
+from pyro_metabayes.data.sources.row_points import points_of
 from pyro_metabayes.data.sources.row_weights import check_offset
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given
 from pyro_metabayes.data.sources.split_groups import splits_of
@@ -49,11 +57,13 @@ def load(
     formula: str = "",
     weights: Name = None,
     offset: Name = None,
+    num_inner: int = 0,
 ) -> Groups:
     """Read the groups of a CSV file or of METABAYES_DATA/groups/TABLE.csv, and standardise all columns.
 
     Args:
-        group: the column with the name of the group.
+        group: the column with the name of the group. For nested groups two columns, [school,class]: each class of a
+            school has an intercept of its own, with one sd.
         response: the column to predict.
         predictors: columns of numbers or of text. A column of text is a factor and has an indicator for each level
             except the first. "a:b" is the product of columns a and b.
@@ -76,12 +86,14 @@ def load(
         formula: such as "score ~ hours + (hours | school)", in place of group, response, predictors, random, factors.
         weights: column of weights. The noise variance of a row with weight a is divided by a.
         offset: column that is added to the linear predictor, for counts the logarithm of the exposure.
+        num_inner: largest number of inner groups in a group, for nested groups; 0: that of the file.
 
     Raises:
         UsageError: the file, a column or a setting is not suitable for a regression.
     """
     file = file_of(path, table)
-    roles = _roles(Roles(group, response, predictors, random, factors, weights, offset), formula)
+    outer, inner = columns_of_groups(group)
+    roles = _roles(Roles(outer, response, predictors, random, factors, weights, offset, inner), formula)
     if roles.weights is not None and family != "gaussian":
         raise UsageError(f"expected data.family=gaussian with data.weights, got {family}; remove data.weights")
     chosen, given = chosen_columns(file, roles), scales or {}
@@ -94,10 +106,16 @@ def load(
     refuse_other_family(read.values[:, -1], family, read.columns[-1], file)
     learned = torch.isin(place, splits["train"])
     standard, about = _scales(read, learned, chosen, given, family)
+    roles = replace(roles, group=chosen.group, weights=chosen.weights, offset=chosen.offset, inner=chosen.inner)
+    inner_names: list[list[str]] = []
+    if read.inner is not None:
+        about, inner_names = [*about, *check_inner(read, roles, family)], names_of_inner(read)
+        num_inner = num_inner or max(map(len, inner_names))
+        standard = scales_with_indicators(standard, len(read.random), num_inner)
+        read = with_indicators(read, num_inner, file)
     points = points_of(read, standard, family).to(torch.get_default_dtype())
-    roles = replace(roles, group=chosen.group, weights=chosen.weights, offset=chosen.offset)
     parts = Ragged.of(place, points), len(read.random), splits, standard, shuffle, read.notes + about
-    return Groups(list(names), read.features, *parts, read.levels, family, roles)
+    return Groups(list(names), read.features, *parts, read.levels, family, roles, num_inner, inner_names)
 
 
 def _scales(

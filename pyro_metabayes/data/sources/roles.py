@@ -19,13 +19,14 @@ class Roles:
     A predictor "a:b" is the column "a:b" if the file has one. Otherwise it is the product of the columns a and b.
     """
 
-    group: Name | Sequence[Name]
+    group: Name
     response: Name
     predictors: Sequence[Name] = ()
     random: Sequence[Name] = (INTERCEPT,)
     factors: Sequence[Name] = ()
     weights: Name = None  # None: all rows have weight 1
     offset: Name = None  # None: 0
+    inner: Name = None  # smaller groups within the groups; None: there are none
 
     @property
     def beside(self) -> list[Name]:
@@ -36,7 +37,8 @@ class Roles:
     def read(self) -> list[Name]:
         """Columns that a file must have, besides the column of groups."""
         parts = [part for name in self.predictors for part in parts_of(name)]
-        return [*dict.fromkeys(parts), self.response, *self.beside]
+        inner = [] if self.inner is None else [self.inner]
+        return [*inner, *dict.fromkeys(parts), self.response, *self.beside]
 
 
 def parts_of(name: Name) -> list[Name]:

@@ -1,0 +1,88 @@
+"""Terms (effects | group) of a formula in the notation of lme4, for one kind of groups or for nested groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro_metabayes.errors import UsageError
+
+EXAMPLE = "score ~ hours + (hours | school)"
+BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
+
+
+def without_bars(text: str) -> tuple[str, list[str]]:
+    """Replace each (effects | group) in the text by a placeholder; returns the new text and the replaced terms."""
+    bars: list[str] = []
+    depth, start, rest = 0, 0, ""
+    for place, sign in enumerate(text):
+        if sign == "(":
+            start = place if depth == 0 else start
+            depth += 1
+        elif sign == ")":
+            depth -= 1
+        if depth == 0 and sign == ")" and "|" in text[start:place]:
+            bars.append(text[start + 1 : place])
+            rest += f"`{BAR.format(len(bars))}`"
+        elif depth == 0 and sign == ")":
+            rest += text[start : place + 1]
+        elif depth <= 0:
+            rest += sign
+    return rest + (text[start:] if depth > 0 else ""), bars
+
+
+def grouping_of(bars: Sequence[str], formula: str) -> tuple[str, str, str | None]:
+    """Return effects, group and inner group of the terms (effects | group); the inner group may be None.
+
+    Raises:
+        UsageError: there is no term, or the terms describe another model.
+    """
+    shown = " and ".join(f"({bar.strip()})" for bar in bars)
+    if not bars:
+        raise UsageError(
+            f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'; add such a term"
+        )
+    if any("||" in bar for bar in bars):
+        raise UsageError(
+            f"expected one bar in {shown}, got two, which mean uncorrelated effects; write one bar and set "
+            "prior=gaussian"
+        )
+    terms = [(effects.strip(), group.strip()) for effects, _, group in (bar.rpartition("|") for bar in bars)]
+    if len(terms) == 2 and (nested := _nested(terms)):
+        return nested
+    if len(terms) > 1:
+        same = len({group for _, group in terms}) == 1
+        kind, remedy = ("uncorrelated effects", "write one term with all effects and set prior=gaussian")
+        if not same:
+            kind, remedy = ("crossed groups", "keep one of these terms; nested groups are (1 | a/b)")
+        raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}: {kind}; {remedy}")
+    return _one_term(*terms[0], shown)
+
+
+def _nested(terms: Sequence[tuple[str, str]]) -> tuple[str, str, str] | None:
+    """Return effects, a and b of the terms (effects | a) and (1 | a:b), in any order; None for other terms."""
+    for (effects, group), (inner_effects, pair) in (terms, terms[::-1]):
+        outer, colon, inner = pair.partition(":")
+        if colon and outer.strip() == group and inner_effects == "1" and ":" not in inner:
+            return effects, group, inner
+    return None
+
+
+def _one_term(effects: str, group: str, shown: str) -> tuple[str, str, str | None]:
+    """Return effects, group and inner group of (effects | group) or (1 | group/inner); others raise a UsageError."""
+    parts = [part.strip() for part in group.split("/")]
+    if ":" in group:
+        raise UsageError(
+            f"expected one column of groups in {shown}, got groups of several columns; write the pairs as a column of "
+            "the file"
+        )
+    if len(parts) > 2:
+        raise UsageError(
+            f"expected at most two levels of groups in {shown}, got {len(parts)}; write + {parts[0]} + (1 | "
+            f"{'/'.join(parts[1:3])}), in which {parts[0]} is a factor"
+        )
+    if len(parts) == 2 and effects != "1":
+        raise UsageError(
+            f"expected only an intercept for '{parts[1]}' in {shown}, got other effects; write "
+            f"({effects} | {parts[0]}) + (1 | {parts[0]}:{parts[1]})"
+        )
+    return effects, parts[0], parts[1] if len(parts) == 2 else None

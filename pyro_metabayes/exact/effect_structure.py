@@ -1,0 +1,64 @@
+"""Structure of the covariance of random effects: full or diagonal, and one sd for the intercepts of inner groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EffectStructure:
+    """The R random effects of a group, the last of which may be the intercepts of the groups nested within it.
+
+    Covariance of effects = noise^2 L L^T. Without inner groups L is lower triangular, or diagonal. The intercepts of
+    inner groups, such as the classes of a school, have the features 1 for points of the inner group, else 0. They have
+    mean 0 and one sd, and are independent of each other and of the other effects:
+
+        L = [[L_1, 0], [0, l I]].
+
+    Args:
+        num_random: R, the number of effects, with those of inner groups.
+        num_inner: C, the number of inner groups that a group may have; 0: there are none.
+        diagonal: whether covariances between effects are fixed at 0.
+    """
+
+    num_random: int
+    num_inner: int = 0
+    diagonal: bool = False
+
+    @property
+    def num_own(self) -> int:
+        """Number of effects of the group itself."""
+        return self.num_random - self.num_inner
+
+    @property
+    def pattern(self) -> Tensor:
+        """[R, R], the number of the parameter that an element of L equals, from 1; 0 for elements that are 0."""
+        size = self.num_own
+        free = torch.eye(size) if self.diagonal else torch.ones(size, size).tril()
+        own = free.flatten().cumsum(0).view(size, size) * free
+        return torch.block_diag(own, (free.sum() + 1) * torch.eye(self.num_inner)).long()
+
+    def factor(self, parameters: Tensor) -> Tensor:
+        """Return L [R, R] with these parameters, in the order of `pattern`."""
+        return torch.cat((parameters.new_zeros(1), parameters))[self.pattern]
+
+    def parameters(self, factor: Tensor) -> Tensor:
+        """Return the parameters of L, in the order of `pattern`."""
+        pattern = self.pattern
+        return torch.stack([factor[pattern == number][0] for number in range(1, int(pattern.max()) + 1)])
+
+    def diagonal_of(self, factor: Tensor) -> Tensor:
+        """Return the diagonal of L, with the element of inner groups once."""
+        return factor.diagonal()[: self.num_own + min(self.num_inner, 1)]
+
+    def without_inner(self, values: Tensor) -> Tensor:
+        """Leave out the C features of inner groups, whose effects have mean 0, from the last axis of values."""
+        return torch.cat((values[..., : self.num_own], values[..., self.num_random :]), -1)
+
+    def with_inner(self, coefficients: Tensor) -> Tensor:
+        """Insert the coefficients of inner groups, which are 0, on the last axis."""
+        zeros = coefficients.new_zeros(*coefficients.shape[:-1], self.num_inner)
+        return torch.cat((coefficients[..., : self.num_own], zeros, coefficients[..., self.num_own :]), -1)
