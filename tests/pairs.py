@@ -45,6 +45,7 @@ def _configured(kind: str) -> dict[str, dict[str, Any]]:
 
 _PRIORS = _configured("prior")
 FOLLOWING = {"guided": _PRIORS.pop("guided")}  # made by a guide, and nothing without it
+OF_NESTED_GROUPS = {"nested": _PRIORS.pop("nested")}  # test_nested_groups.py
 PRIORS = _PRIORS | {
     "count_aware": _PRIORS["conditional"] | {"count_aware": True},
     "full_covariance": _PRIORS["conditional"] | {"full_covariance": True},

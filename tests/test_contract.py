@@ -44,6 +44,7 @@ from tests.pairs import (
     MODELS,
     NETWORK,
     OBJECTIVES,
+    OF_NESTED_GROUPS,
     PRIORS,
     WAY,
     Pair,
@@ -533,6 +534,7 @@ def test_every_file_is_tried() -> None:
     assert names == {pair.guide for pair in PAIRS}
     priors = {spec["_target_"] for spec in (*PRIORS.values(), *FOLLOWING.values())}
     priors |= {"models.lwof.BaseClasses"}  # of its model alone, which is tried
+    priors |= {spec["_target_"] for spec in OF_NESTED_GROUPS.values()}
     assert subclasses_in_models(Prior) == priors
     assert subclasses_in_models(Head) == {*HEADS.values(), NETWORK["_target_"]}
     assert {pair.model for pair in PAIRS} == MODELS

@@ -82,7 +82,7 @@ def _with_errors(groups: Groups, learner: MetaLearner, standard: StandardisedEst
     A generalised linear mixed model has them if there is one effect per group, by quadrature.
     """
     if learner.model.canonical and standard.noise == standard.noise:
-        whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise)
+        whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise, dtype=torch.float64)
         errors = errors_of(whole, standard.covariance, noise, groups.num_inner)
         of_parameters = errors_of_parameters(groups, standard, diagonal)
         return _in_units(groups, standard, errors, of_parameters, errors_of_run(groups, learner))
