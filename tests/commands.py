@@ -31,6 +31,13 @@ ROOT = Path(__file__).parent.parent
 CELLS = re.compile(r"\S  +\S")  # two cells of a table beside each other
 CLASSES, ROWS, WIDTH = 30, 20, 16
 SMALL = ("train.steps=2", "eval.tasks=8", "train.validation_tasks=8")  # what two seconds can carry
+SMALL_LEO = (
+    "guide=leo_regression",
+    "model.num_steps=1",
+    "model.finetune_steps=1",
+    "model.num_hidden=8",
+    "model.width=8",
+)
 
 
 @dataclass(frozen=True)

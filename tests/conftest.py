@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 
+from pyro_metabayes.experiments.cli.command import CONF
 from tests.commands import on_features, ran, write_features
 from tests.processes import Forks, forks_of_torch
 
@@ -33,6 +40,29 @@ def pytest_collection_modifyitems() -> None:
         from hypothesis.internal.conjecture import providers
 
         providers._get_local_constants = providers.Constants
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Half a million objects of imported modules outlive the tests: to visit them again and again is a tenth of all."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Hydra parses two dozen files for every configuration that it composes, and they are the same in every test."""
+    load = OmegaConf.load
+    parsed = functools.cache(lambda path: yaml.load(Path(path).read_text(encoding="utf-8"), Loader=get_yaml_loader()))
+
+    def load_once(file: Any) -> Any:
+        path = str(getattr(file, "name", file))
+        return OmegaConf.create(parsed(path) or {}) if path.startswith(CONF) else load(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(load_once))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,12 +96,15 @@ def savefig(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """
     from matplotlib.figure import Figure
 
-    draw, drawn = Figure.savefig, set[tuple[str, ...]]()
+    from pyro_metabayes.experiments.runs.plots import save_figure
+
+    draw, drawn = Figure.savefig, set[tuple[Any, ...]]()
 
     def once(figure: Figure, file: Any, *args: Any, **kwargs: Any) -> None:
-        caller, maker = sys._getframe(3).f_code, sys._getframe(4).f_code  # past a lambda and write_atomically
-        kind = maker.co_filename, maker.co_name, *(axis.get_title() for axis in figure.axes)
-        if caller.co_name == "save_figure" and kind in drawn:
+        called = [frame.f_code for frame, _ in traceback.walk_stack(None)]
+        makers = [maker for callee, maker in pairwise(called) if callee is save_figure.__code__]
+        kind = *makers, kwargs.get("format"), *(axis.get_title() for axis in figure.axes)
+        if makers and kind in drawn:
             Path(file).write_bytes(NOTHING_DRAWN)
         else:
             draw(figure, file, *args, **kwargs)

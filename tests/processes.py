@@ -1,18 +1,30 @@
-"""Programs in a Python process of their own, forked from one that has imported torch and nothing of this package.
+"""Programs in a Python process of their own without the seconds that imports take, since it is forked.
 
-So a program finds everything of the package, and Pyro, not yet imported, without the seconds that torch takes.
+`Forks` forks from a process that has imported torch and nothing of this package, so that a program finds everything of
+the package, and Pyro, not yet imported. `forked` forks from the process of the tests, which has imported all.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO, TextIOWrapper
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
+from hydra.core.global_hydra import GlobalHydra
+
+from pyro_metabayes import experiments
 from tests.commands import ROOT, Outcome
 
 # Answers each line of JSON by the exit code of the program in it; its output goes to two files.
@@ -83,3 +95,68 @@ def forks_of_torch(folder: Path) -> Iterator[Forks]:
         yield Forks(server, folder)
         assert server.stdin is not None
         server.stdin.close()
+
+
+@dataclass(frozen=True)
+class ForkedCommand:
+    """A command that `forked` has started."""
+
+    process: ForkProcess
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    @property
+    def out(self) -> str:
+        """What it has printed."""
+        return _written(self.stdout)
+
+    def poll(self) -> int | None:
+        """The exit code, None before the end."""
+        return self.process.exitcode
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self, seconds: float = 60) -> Outcome:
+        """Wait for the end."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "timed out"
+        return Outcome(self.process.exitcode, self.out, _written(self.stderr))
+
+
+@contextmanager
+def forked(name: str, *arguments: str) -> Iterator[ForkedCommand]:
+    """`python -m experiments.NAME arguments` in the current folder, for a test that sends signals to it.
+
+    The process leads a group of its own, as where a shell has started it.
+    """
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = ForkProcess(target=_run, args=(name, arguments, stdout, stderr))
+        with warnings.catch_warnings(action="ignore"):  # of threads, from Python 3.12 on
+            process.start()
+        yield ForkedCommand(process, stdout, stderr)
+        process.kill()
+        process.join()
+
+
+def _run(name: str, arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes]) -> None:
+    os.setsid()
+    for number, file in ((1, stdout), (2, stderr)):
+        os.dup2(file.fileno(), number)
+    sys.stdout, sys.stderr = (TextIOWrapper(FileIO(number, "w"), write_through=True) for number in (1, 2))
+    sys.argv = [f"experiments/{name}.py", *arguments]
+    for number in experiments.STOP:  # as where the command is imported anew
+        signal.signal(number, experiments._leave)
+    GlobalHydra.instance().clear()
+    warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+def _written(file: IO[bytes]) -> str:
+    """From the start, whatever the position, which the processes share."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pyro_metabayes.experiments.cli.command import CONF
-from pyro_metabayes.experiments.cli.config import config_from, register
-from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.studies.study import Row, rows_of
-from pyro_metabayes.specification.parts import check_parts
 from tests.commands import call, ran, results_of, without_workers
+from tests.configurations import check_configurations, first_of_each
 
 ABLATIONS = sorted(path.stem for path in (Path(CONF) / "ablate/guide").glob("*.yaml"))
 ON = "on='data=gaussian_features data.num_features=12'"
 PARTS = "parts=[base,normalisation,'query marginal']"
 TWO = "task.query=2 task.query_concentration=0 task.query_balanced=0"
 AGAIN = f"study.evaluations.settings=['{TWO}']"
-
-NUMBER = re.compile(r"\b\d[\d.]*(e-?\d+)?\b")
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -45,16 +39,11 @@ def folder_of(guide: str, label: str, study: Path) -> Path:
 @pytest.mark.parametrize("guide", ABLATIONS)
 def test_every_row_and_evaluation_is_a_configuration(guide: str, numbers: bool) -> None:
     """Of rows that differ in numbers alone the first is composed, or all of them if `numbers`."""
-    register()
     study = study_of(guide)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        settings = [row.settings for row in rows_of(study, smoke=False)]
-        settings += [tuple(str(change).split()) for change in study["evaluations"]["settings"]]
-        different = {row if numbers else NUMBER.sub("1", " ".join(row)): row for row in reversed(settings)}
-        for row in different.values():
-            base = () if any(part.startswith("data=") for part in row) else ("data=gaussian_features", f"guide={guide}")
-            overrides = [*map(allow_part_setting, (*base, *row)), "choices={data: none, guide: none}"]
-            check_parts(config_from(compose("config", overrides)).specification())
+    rows = [row.settings for row in rows_of(study, smoke=False)]
+    base = ("data=gaussian_features", f"guide={guide}")
+    rows += [(*base, *str(change).split()) for change in study["evaluations"]["settings"]]
+    check_configurations(rows if numbers else first_of_each(rows))
 
 
 @pytest.mark.parametrize("guide", ABLATIONS)

@@ -15,6 +15,7 @@ from benchmarks import coverage, gradient
 from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.counted import memory_in_use
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import guide_setting
 from benchmarks.gpu.budget import deadlines
 from benchmarks.gpu.guide_setting import Setting, names
 from benchmarks.gpu.noise import NoiseOfCpu
@@ -186,15 +187,18 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("guides", [["exact", "mc", "sib"], pytest.param(names(), marks=pytest.mark.slow, id="all")])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu_and_has_a_row_for_every_guide(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    guides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of all guides in `make bench-gpu ARGS=--toy`, which every check begins with."""
+    monkeypatch.setattr(guide_setting, "names", lambda: guides)
     gpu.main(["--toy", "--out", str(tmp_path / "gpu.json")])  # an exit code other than 0 would raise
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "gpu.json").read_text())
     status = {(row["section"], row["case"]): row["status"] for row in written["rows"]}
-    for name in names():
+    for name in guides:
         assert status["guides", name] == status["loss", name] == "passed"
         assert f" {name} " in printed
     assert {row["section"] for row in written["rows"]} == set(gpu.SECTIONS)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.sources import cifar_fs, fc100
+from pyro_metabayes.data.sources import cifar100, cifar_fs, fc100
 from pyro_metabayes.errors import UsageError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sheets_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar100, "_sheet", functools.cache(cifar100._sheet))
+        yield
 
 
 @pytest.fixture

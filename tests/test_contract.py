@@ -284,6 +284,15 @@ def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
     assert moved == guide.transductive, f"transductive={guide.transductive}, yet query inputs move it: {moved}"
 
 
+def check_without_gradients(guide: pyro_metabayes.Guide, observed: Observed) -> None:
+    """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
+    expected = posterior_of(guide, observed)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = posterior_of(guide, observed)
+        assert_same(got, expected, mode.__name__)
+
+
 def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[[str], bool]) -> None:
     """Every parameter that requires a gradient gets a finite one, not 0; `without` names exceptions."""
     torch.manual_seed(5)
@@ -334,25 +343,21 @@ def check_noise_by_task(learner: MetaLearner, episodes: Episodes, num_processes:
 
 
 @every
-def test_shapes(pair: Pair) -> None:
-    learner = pair.learner()
-    check_shapes(learner.model, learner.guide, pair.tasks())
-
-
-@every
-def test_model_and_guide_have_the_same_sites(pair: Pair) -> None:
-    learner = pair.learner()
-    check_same_sites(learner.model, learner.guide, pair.tasks())
-
-
-@every
-def test_query_labels_do_not_move_the_posterior(pair: Pair) -> None:
-    check_no_label_leak(pair.learner().guide, pair.tasks())
+def test_shapes_sites_labels_and_transduction(pair: Pair) -> None:
+    """In one test, since to build the learner takes as long as one of them."""
+    learner, episodes = pair.learner(), pair.tasks()
+    check_shapes(learner.model, learner.guide, episodes)
+    check_same_sites(learner.model, learner.guide, episodes)
+    check_no_label_leak(learner.guide, episodes)
+    check_transductive(learner.guide, episodes.observed())
 
 
 @covered
-def test_tasks_do_not_see_each_other(pair: Pair) -> None:
-    check_tasks_apart(pair.learner().guide, pair.tasks(), pair.noisy)
+def test_neither_other_tasks_nor_the_order_of_points_nor_the_mode_of_gradients_matters(pair: Pair) -> None:
+    learner, episodes = pair.learner(), pair.tasks()
+    check_tasks_apart(learner.guide, episodes, pair.noisy)
+    check_point_order(learner, episodes)
+    check_without_gradients(learner.guide, episodes.observed())
 
 
 @covered
@@ -363,11 +368,6 @@ def test_masked_points_change_nothing(pair: Pair) -> None:
 @pytest.mark.parametrize("pair", covering_first(PAIRS, (), settings=False), ids=str)
 def test_masked_points_change_no_score(pair: Pair) -> None:
     check_masked_scores(pair.learner(particles=2), pair.tasks())
-
-
-@covered
-def test_the_order_of_points_changes_nothing(pair: Pair) -> None:
-    check_point_order(pair.learner(), pair.tasks())
 
 
 @covered
@@ -386,11 +386,6 @@ def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) 
         if not pair.noisy:  # the noise of a step has an order of classes
             check_class_order(guide, random_tasks(way=way))
         check_shapes(guide.model, guide, random_tasks(way=way))
-
-
-@every
-def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
-    check_transductive(pair.learner().guide, pair.tasks().observed())
 
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
@@ -443,17 +438,6 @@ def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
             check_predictive(learner, observed)
         return
     check_predictive(learner, observed)
-
-
-@covered
-def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
-    """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
-    guide, observed = pair.learner().guide, pair.tasks().observed()
-    expected = posterior_of(guide, observed)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            got = posterior_of(guide, observed)
-        assert_same(got, expected, mode.__name__)
 
 
 @combined

@@ -38,7 +38,8 @@ COMMAND = re.compile(
 VARIABLE = re.compile(r'^([A-Z]+)="(.*?)"', re.MULTILINE)
 # The page's commands at a size for tests: two steps, a thin backbone, few tasks.
 SMALL = ("train.steps=2", "train.validation_tasks=4", "eval.tasks=8", "eval.samples=2")
-THIN = ("pretrain.epochs=1", "backbone.num_filters=4")
+NUMBER = itertools.count()
+THIN = ("data.images_per_class=2", "task.query=1", "pretrain.epochs=1", "backbone.num_filters=4")
 
 FREE = {
     "guide=mine": "guide=mean_field",
@@ -81,6 +82,8 @@ def run_line(line: str) -> None:
     if name == "run":
         features = any(argument.startswith(("data=", "resume=")) for argument in arguments)
         arguments += [*SMALL, *(() if features else THIN)]
+        if not any(argument == "-m" or argument.startswith(("hydra.run.dir=", "resume=")) for argument in arguments):
+            arguments.append(f"hydra.run.dir=runs/{next(NUMBER)}")  # the default has the second at which a run begins
     ran(name, *arguments)
 
 

@@ -44,7 +44,8 @@ def run_elsewhere(forks: Forks, path: Path, tasks: list[tuple[Tensor, ...]]) -> 
     return torch.load(folder / "outputs.pt")
 
 
-@pytest.mark.parametrize("name", ["inductive", "savi"])
+# The first is in docs/export.md, whose blocks are run.
+@pytest.mark.parametrize("name", [pytest.param("inductive", marks=pytest.mark.slow), "savi"])
 def test_a_program_predicts_as_the_learner_does_without_the_package(name: str, forks: Forks, tmp_path: Path) -> None:
     """Ways of 2, more and fewer features than points, one query; sampled posteriors with the same draws."""
     if name == "inductive":

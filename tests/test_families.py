@@ -14,7 +14,7 @@ from pyro_metabayes.data.sources.sine_and_line import FAMILIES, SineAndLine
 from pyro_metabayes.data.stream import TaskStream, generator_of
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.families import family_of, residuals_of_families
-from tests.commands import SMALL, call, ran
+from tests.commands import SMALL, SMALL_LEO, call, ran
 
 GRID = torch.linspace(-5, 5, 101)
 
@@ -116,7 +116,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_folder")
 def test_the_families_of_a_run_are_counted_and_drawn() -> None:
-    ran("run", "data=sine_and_line", "guide=leo_regression", *SMALL, "hydra.run.dir=run")
+    ran("run", "data=sine_and_line", *SMALL_LEO, *SMALL, "hydra.run.dir=run")
     small = ("--blocks", "1", "--samples", "3", "--shots", "1", "4")
     outcome = ran("families", "run", *small)
     rows = json.loads(Path("run/families/families.json").read_text())

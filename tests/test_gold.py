@@ -109,7 +109,7 @@ def test_nuts_importance_sampling_and_closed_form_agree(name: str, labels: str) 
     with torch.no_grad(), pyro.validation_enabled(False):
         wide = Normal(posterior.mean, 1.3 * posterior.variance.sqrt()).to_event(2)
     with pyro.validation_enabled(False):
-        gold = gold_posterior(target, NutsSettings(warmup=50, draws=150, chains=2, together=TASKS))
+        gold = gold_posterior(target, NutsSettings(warmup=40, draws=80, chains=2, together=TASKS))
     agrees(gold, posterior)
     with torch.no_grad():
         w = wide.sample((20_000,))

@@ -71,7 +71,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 # What is listed --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(PLACES, HIDDEN, WRITTEN), min_size=1, max_size=4))
 def test_hidden_files_and_folders_are_not_read(left: list[tuple[str, str, str]]) -> None:
     """With what is left behind at any depth, the bank is that of the images alone."""

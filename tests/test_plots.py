@@ -51,6 +51,13 @@ def test_vector_formats_are_written_on_request(tmp_path: Path, monkeypatch: pyte
     assert plot_formats() == []
 
 
+def test_tests_draw_each_kind_of_plot_once(tmp_path: Path) -> None:
+    """Else every small run of the tests takes half as long again."""
+    for name in ("one", "other"):
+        save_figure(new_figure(1)[0], tmp_path / f"{name}.png")
+    assert (tmp_path / "one.png").stat().st_size > 1000 > (tmp_path / "other.png").stat().st_size
+
+
 def test_an_unknown_format_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METABAYES_PLOTS", "pdf,jpg")
     with pytest.raises(UsageError, match="expected METABAYES_PLOTS to be pdf, svg or both, got 'jpg'"):

@@ -415,14 +415,14 @@ def nll_of(model: str, seed: int) -> Tensor:
     return scores_of(likelihood, test.query_y, test.query_mask)["nll"]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_robust_model_predicts_better_where_there_are_outliers(seed: int) -> None:
     """Than a Gaussian likelihood with learned noise, of the same guide, steps and tasks."""
     gain = (nll_of("hierarchical_regression", seed) - nll_of("robust_regression", seed)).detach()
     assert gain.mean() - 5 * gain.std() / 300**0.5 > 0.2  # nats per query
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_ordinal_model_finds_the_cutpoints_of_its_simulator(seed: int) -> None:
     """By a bound with 20 draws; the ELBO of mean_field would leave the spread of the slopes out of account."""
     source = Ordinal(num_features=1, cutpoints=(-2.0, -0.5, 1.5), loc=1.0, scale=1.0)

@@ -15,12 +15,6 @@ THIN = ("data=glyphs", "data.images_per_class=2", "backbone.num_filters=3", "pre
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    monkeypatch.setenv("METABAYES_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_a_run_takes_the_backbone_that_was_pretrained(cache: Path) -> None:
     first = ran("pretrain", *THIN, "pretrain.jitter=0.2", "hydra.run.dir=out")
     report = json.loads(Path("out/pretraining.json").read_text())
@@ -48,7 +42,10 @@ def test_a_recipe_sets_what_data_sets_do_not(cache: Path) -> None:
     ("arguments", "message"),
     [
         (("data=gaussian_features",), "expected a data set of images for pretraining, got data=gaussian_features"),
-        (("data=glyphs", "backbone=identity"), "expected features [D] for backbone=identity"),
+        (
+            ("data=glyphs", "data.images_per_class=2", "backbone=identity"),
+            "expected features [D] for backbone=identity",
+        ),
         (("data=glyphs", "pretrain=best"), "unknown choice pretrain=best; "),
         (("data=glyphs", "pretrain.keep=first"), "expected pretrain.keep to be one of last, best"),
     ],

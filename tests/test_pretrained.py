@@ -165,7 +165,7 @@ def test_with_one_query_the_transductive_learner_is_as_calibrated() -> None:
 
 def test_more_steps_do_not_make_it_worse() -> None:
     few, many = MetaLearner.pretrained(), MetaLearner.pretrained(num_steps=12)
-    gaps = [np.subtract(scores(many, simulated(seed)), scores(few, simulated(seed))) for seed in range(40)]
+    gaps = [np.subtract(scores(many, simulated(seed)), scores(few, simulated(seed))) for seed in range(16)]
     accuracy, nll = np.mean(gaps, axis=0)
     assert accuracy > -0.005 and nll < 0.01
 

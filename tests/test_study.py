@@ -8,25 +8,20 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pyro_metabayes.build import check
 from pyro_metabayes.experiments.cli.command import CONF
-from pyro_metabayes.experiments.cli.config import config_from, register
-from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
-from pyro_metabayes.specification.parts import check_parts
-from tests.commands import ROOT, Outcome, call, finish, ran, results_of, without_workers
+from tests.commands import Outcome, call, ran, results_of, without_workers
+from tests.configurations import check_configurations, first_of_each
+from tests.processes import ForkedCommand, forked
 
 STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
 GAUSSIAN = ("study=gaussian_mean", "size=smoke", "workers=1", "study.evaluations.settings=['task.shot=2']")
@@ -66,35 +61,20 @@ NEW_SETTINGS = with_every_setting()
 
 @pytest.mark.parametrize("name", NEW_SETTINGS)
 def test_every_setting_of_a_row_is_one_of_a_configuration(name: str) -> None:
-    check_configurations(NEW_SETTINGS[name])
+    check_configurations(first_of_each(row.settings for row in NEW_SETTINGS[name]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_row_is_a_configuration(name: str) -> None:
-    check_configurations(rows_of(study_of(name), smoke=False))
+    check_configurations(row.settings for row in rows_of(study_of(name), smoke=False))
 
 
-def check_configurations(rows: list[Row]) -> None:
-    """Composed as a run does it; names and types of every part's settings, before anything is built."""
-    register()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        for row in rows:
-            overrides = [
-                *map(allow_part_setting, row.settings),
-                "choices={data: none, guide: none}",
-            ]  # Hydra's to fill in
-            config = config_from(compose("config", overrides))
-            check_parts(config.specification())
-            check(config.data, "data", ())
-
-
-@pytest.mark.parametrize("label", SMOKE)
-def test_smoke_makes_every_row_small(label: str) -> None:
+def test_smoke_makes_every_row_small() -> None:
     """Of a setting that is given twice the last one counts."""
-    small = dict(setting.split("=", 1) for setting in SMOKE[label].settings)
-    assert int(small["train.steps"]) <= 10 and int(small["eval.tasks"]) <= 100
-    assert SMOKE[label].seeds == 1
+    for label, row in SMOKE.items():
+        small = dict(setting.split("=", 1) for setting in row.settings)
+        assert int(small["train.steps"]) <= 10 and int(small["eval.tasks"]) <= 100 and row.seeds == 1, label
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -289,15 +269,7 @@ QUICK_AND_LONG = (
 )
 
 
-def started(*arguments: str, out: Path) -> subprocess.Popen[str]:
-    """The study in a process group of its own, as a shell would start it."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "experiments.collapse", *arguments, f"hydra.run.dir={out}"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
-
-
-def wait_for_the_long_row(study: subprocess.Popen[str], folder: Path) -> None:
+def wait_for_the_long_row(study: ForkedCommand, folder: Path) -> None:
     end = time.monotonic() + 60
     while study.poll() is None and time.monotonic() < end:
         if any(path.read_text().count("\n") > 5 for path in folder.rglob("*long*/seed0/metrics.jsonl")):
@@ -309,11 +281,11 @@ def wait_for_the_long_row(study: subprocess.Popen[str], folder: Path) -> None:
 def interrupted() -> tuple[Path, dict[Path, int], Outcome]:
     """A study with one row finished and a long one begun, which got Ctrl-C: SIGINT to it and to its workers."""
     folder = Path("study").resolve()
-    study = started(*QUICK_AND_LONG, out=folder)
-    wait_for_the_long_row(study, folder)
-    before = runs_in(folder)
-    os.killpg(study.pid, signal.SIGINT)
-    return folder, before, finish(study)
+    with forked("collapse", *QUICK_AND_LONG, "hydra.run.dir=study") as study:
+        wait_for_the_long_row(study, folder)
+        before = runs_in(folder)
+        os.killpg(study.pid, signal.SIGINT)
+        return folder, before, study.finish()
 
 
 def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], Outcome]) -> None:
@@ -339,10 +311,10 @@ def test_no_other_run_begins_after_an_interruption() -> None:
     """Neither by Ctrl-C nor, with SIGTERM to the command alone, by its workers; and none of these is left behind."""
     folder = Path("study").resolve()
     later = "++study.parts.ceiling.rows={later:'guide=exact train.steps=601',last:'guide=exact train.steps=602'}"
-    study = started(*QUICK_AND_LONG, later, out=folder)
-    wait_for_the_long_row(study, folder)
-    study.send_signal(signal.SIGTERM)
-    outcome = finish(study)
+    with forked("collapse", *QUICK_AND_LONG, later, "hydra.run.dir=study") as study:
+        wait_for_the_long_row(study, folder)
+        study.send_signal(signal.SIGTERM)
+        outcome = study.finish()
     assert outcome.code == 130 and "Traceback" not in outcome.err, outcome.err
     assert not list(folder.rglob("*later*/seed0/metrics.jsonl"))
     end = time.monotonic() + 20  # they are told last of all that the command has ended
@@ -354,12 +326,13 @@ def test_no_other_run_begins_after_an_interruption() -> None:
 
 def test_ctrl_c_while_workers_start_is_one_line() -> None:
     """They import torch for seconds, and must not be hit there."""
-    study = started(*QUICK_AND_LONG, out=Path("study").resolve())
-    assert study.stdout is not None
-    assert "2 of 2 runs to do" in study.stdout.readline()
-    time.sleep(0.5)
-    os.killpg(study.pid, signal.SIGINT)
-    outcome = finish(study)
+    with forked("collapse", *QUICK_AND_LONG, "hydra.run.dir=study") as study:
+        while "2 of 2 runs to do" not in study.out:
+            assert study.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.killpg(study.pid, signal.SIGINT)
+        outcome = study.finish()
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted; finished runs are kept: the same command continues the study"
 

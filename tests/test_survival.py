@@ -41,6 +41,7 @@ from tests.commands import (
     results_of,
     same_weights,
 )
+from tests.processes import forked
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 LONG = ("train.steps=60", "train.log_every=2", "train.validate_every=6", "seed=3")
@@ -264,14 +265,14 @@ def test_a_signal_that_omegaconf_trips_over_is_a_signal(capsys: pytest.CaptureFi
 
 
 def test_sigterm_stops_an_evaluation_as_ctrl_c_does(features: Path) -> None:
-    started = process("run", *on_features(features), "guide=proto", "eval.tasks=1000000", "hydra.run.dir=run")
     end = time.monotonic() + 60
-    while not Path("run/checkpoint.pt").exists():
-        assert started.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
-    time.sleep(0.2)  # from the last save to the first batch
-    started.send_signal(signal.SIGTERM)
-    outcome = finish(started)
+    with forked("run", *on_features(features), "guide=proto", "eval.tasks=1000000", "hydra.run.dir=run") as started:
+        while not Path("run/checkpoint.pt").exists():
+            assert started.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+        time.sleep(0.2)  # from the last save to the first batch
+        started.send_signal(signal.SIGTERM)
+        outcome = started.finish()
     assert outcome.code == 130 and "Traceback" not in outcome.err
     assert outcome.err.strip().endswith(f"continue with: python -m experiments.run resume={Path('run').resolve()}")
     assert not Path("run/results.json").exists() and not Path("run/.lock").exists()

@@ -20,7 +20,7 @@ from pyro_metabayes.experiments.transductive.choices import chosen
 from pyro_metabayes.experiments.transductive.columns import Column, columns_of
 from pyro_metabayes.experiments.transductive.differences import to_best
 from pyro_metabayes.experiments.transductive.methods import Predict
-from pyro_metabayes.specification.parts import check_parts
+from tests.configurations import check_configurations, first_of_each
 
 STUDY: Any = OmegaConf.to_container(OmegaConf.load(command.STUDY))
 KEPT = ("pt_map", "soft_kmeans, one step", "class_means", "soft_kmeans", "amortized_em", "amortized_em, balance known")
@@ -94,8 +94,7 @@ def test_every_candidate_is_a_configuration() -> None:
         for method in STUDY["methods"].values()
         for candidate in method.get("candidates", [])
     }
-    for text in texts:
-        check_parts(config_of(["data=features", *text.split()]).specification())
+    check_configurations(first_of_each(("data=features", *text.split()) for text in sorted(texts)))
 
 
 def test_every_bank_and_trained_row_is_there() -> None:
@@ -149,9 +148,8 @@ def test_differences_are_to_the_best_peer_on_shared_tasks() -> None:
     assert nll.mean == pytest.approx(-0.02) and nll.level_in_nll()
 
 
-def test_images_become_features_with_splits_and_partners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_become_features_with_splits_and_partners(tmp_path: Path) -> None:
     """A glyph under a network of one epoch: the bank of the file has the splits and pairs of the images."""
-    monkeypatch.setenv("METABAYES_CACHE", str(tmp_path / "cache"))
     settings = "data=glyphs data.images_per_class=4 backbone.num_filters=4 pretrain.epochs=1"
     write_bank(tmp_path / "glyphs.npz", settings)
     images, bank = build(config_of(settings.split()).source(), "data"), features.load(str(tmp_path / "glyphs.npz"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyro_metabayes.experiments.runs.finished_runs import read_run
-from tests.commands import ROOT, SMALL, call, ran, results_of, write_features
+from tests.commands import ROOT, SMALL, SMALL_LEO, call, ran, results_of, write_features
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -40,7 +40,7 @@ def test_a_run_is_found_again(copied: Path) -> None:
         ("data=gaussian_mean", "guide=exact"),
         ("data=linear_regression", "guide=exact"),
         ("data=sinusoid", "guide=maml"),
-        ("data=sine_and_line", "guide=leo_regression"),
+        ("data=sine_and_line", *SMALL_LEO),
         ("data=radon", "guide=partial_pooling"),
         pytest.param(("data=glyphs", "guide=sib", "backbone.num_filters=4"), marks=pytest.mark.slow),
     ],
