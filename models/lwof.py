@@ -121,7 +121,7 @@ class Model(few_shot_classifier.Model):
         if num_base_classes < 1:
             raise UsageError(
                 "expected tasks with base classes for model=lwof, got tasks without base classes; set "
-                "task.base_query > 0, and data whose labels are classes"
+                "task.base_query > 0, and choose data of classes"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")

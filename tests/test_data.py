@@ -594,7 +594,7 @@ def test_omniglot_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / omniglot.FILE
     path.parent.mkdir()
     path.write_bytes(b"")
-    with pytest.raises(UsageError, match=r"arrays images, alphabet and character in .*; copy the file again"):
+    with pytest.raises(UsageError, match=r"arrays 'images', 'alphabet' and 'character' in .*; copy the file again"):
         omniglot.load()
     one = {"images": np.zeros((1, 20, 28, 28), np.uint8), "alphabet": ["Greek"], "character": ["character03"]}
     np.savez(path, **one)  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
 
 
 def _bootstrap_ci95(sums: Tensor) -> float:
-    """Compute the half width of the 95% bootstrap interval of the ECE, from sums [U, B, 4] per independent unit."""
+    """Compute the half width of the 95% bootstrap interval of the ECE from `_bin_sums` [U, B, 4], summed per unit."""
     units = len(sums)
     if units < 2:
         return math.inf

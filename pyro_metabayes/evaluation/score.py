@@ -28,7 +28,7 @@ class Weights(Enum):
 
 
 class Interval(TypedDict):
-    """A mean over tasks and the half width of its 95% interval, conditional on backbone and classes."""
+    """A mean over tasks and the half width of its 95% interval, for the given backbone and test classes."""
 
     mean: float
     ci95: float

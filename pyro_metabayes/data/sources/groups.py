@@ -177,5 +177,5 @@ def _with_means(scales: Scales, rows: Rows, learned: Tensor, chosen: ChosenColum
 
     weight = mean(chosen.weights, rows.weights, 1.0)
     if weight <= 0:
-        raise UsageError(f"expected data.scales to hold a mean weight > 0, got {weight}; start a new run")
+        raise UsageError(f"expected a mean of data.weights > 0 in data.scales, got {weight}; start a new run")
     return replace(scales, weight=weight, offset=mean(chosen.offset, rows.offset, 0.0))

@@ -60,7 +60,7 @@ def _from_file() -> tuple[np.ndarray, np.ndarray]:
         return archive["images"], names
     except DAMAGED as error:
         raise UsageError(
-            f"expected the arrays images, alphabet and character in {path}, got {type(error).__name__} "
+            f"expected the arrays 'images', 'alphabet' and 'character' in {path}, got {type(error).__name__} "
             f"({reason_of(error)}); copy the file again"
         ) from error
 

@@ -14,7 +14,7 @@ PRODUCT = ":"  # between the columns of an interaction
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of the columns of a regression in groups. The fields have the names of the settings of data=groups.
+    """Names of the columns of a regression in groups. Each field is named after a setting of data=groups.
 
     A predictor "a:b" is the column "a:b" if the file has one. Otherwise it is the product of the columns a and b.
     """

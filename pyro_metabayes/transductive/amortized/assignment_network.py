@@ -47,8 +47,8 @@ class AssignmentNetwork(nn.Module):
     The inputs are channels (numbers) of each pair of a query and a class. Two hidden layers map the channels of a pair,
     with the same map for all pairs. `Modulation` by task statistics follows each map.
 
-    The first layer also receives the mean over classes. The second layer also receives two differences: from the mean
-    over classes, and from the mean over queries.
+    The first layer also receives the means of the input channels over classes. The second layer also receives the
+    hidden channels minus their mean over classes, and minus their mean over queries.
 
     A permutation of the classes permutes the corrections, and leaves the weights unchanged. A permutation of the
     queries permutes corrections and weights. Before training, the corrections are 0.
