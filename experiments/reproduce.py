@@ -21,7 +21,7 @@ from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
-from pyro_metabayes.experiments.runs.comparison import groups_of
+from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
@@ -174,7 +174,7 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _accuracy(runs: Sequence[Run]) -> str:
     """Return the accuracy over the tasks of all seeds. The 95% interval takes backbones and classes as given."""
-    tasks = np.concatenate([run.per_task["accuracy"] for run in runs])
+    tasks = over_tasks((run, run.per_task["accuracy"]) for run in runs)
     return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))
 
 

@@ -139,9 +139,11 @@ def forked(name: str, *arguments: str) -> Iterator[ForkedCommand]:
         process = ForkProcess(target=_run, args=(name, arguments, stdout, stderr))
         with warnings.catch_warnings(action="ignore"):  # of threads, from Python 3.12 on
             process.start()
-        yield ForkedCommand(process, stdout, stderr)
-        process.kill()
-        process.join()
+        try:
+            yield ForkedCommand(process, stdout, stderr)
+        finally:
+            process.kill()
+            process.join()
 
 
 def _run(name: str, arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes]) -> None:

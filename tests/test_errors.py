@@ -84,7 +84,7 @@ WRONG_TYPE = {
 WRONG_VALUE = {
     "task.way=1": "expected task.way >= 2, task.shot >= 1 and task.query >= 1",
     "task.way=100": "expected at least task.way=100 classes in the train split, got 19",
-    "task.way=6": "expected at least task.way=6 classes in the val split, got 5",
+    "task.way=6": "expected at least task.way=6 classes in the val split for guide=sib, got 5",
     "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
     "train.steps=-1": "expected train.steps >= 0 and finite, got -1",
     "train.particles=0": "expected train.particles >= 1, got 0",

@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Poisson
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.data.sources.groups import load
-from pyro_metabayes.exact.generalised import fit_by_quadrature, points_of
+from pyro_metabayes.exact.generalised import Points, covariance_of_estimates, fit_by_quadrature, points_of
 from pyro_metabayes.exact.generalised_nuts import sampled_generalised
 from tests.commands import call, ran, results_of
 
@@ -254,3 +254,16 @@ def test_the_study_of_0_and_1_runs(metabayes_data: Path, tmp_path: Path, monkeyp
     for name in ("NUTS, weak priors", "maximum likelihood", "amortized, 16 hidden units", "Laplace"):
         assert f"| {name} |" in page
     assert Path("out/effects.png").exists()
+
+
+def test_posteriors_too_narrow_for_the_nodes_have_no_errors() -> None:
+    """With 10,000 events per group the posterior is a hundredth of the prior: the sum has no exact derivatives."""
+    noise = torch.Generator().manual_seed(0)
+    group = torch.arange(8).repeat_interleave(2)
+    for level, known in ((2.0, True), (9.2, False)):
+        rate = (level + 0.5 * torch.randn(8, generator=noise).double())[group].exp()
+        y = torch.poisson(rate, generator=noise)
+        points = Points(torch.ones(16, 1).double(), y, torch.zeros(16).double(), group, 8)
+        theta = torch.tensor([level]).double()
+        found = covariance_of_estimates(points, "poisson", theta, torch.tensor(0.5).double())
+        assert (found is not None) == known

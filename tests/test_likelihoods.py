@@ -451,7 +451,10 @@ def test_sib_savi_takes_the_entropy_of_the_predictions_of_the_model() -> None:
 
 def test_closed_forms_of_a_regression_need_its_likelihood() -> None:
     model = Heteroscedastic(Gaussian(num_weights=3), num_targets=2, num_features=3)
-    with pytest.raises(UsageError, match="expected the Gaussian likelihood of linear_regression, which has"):
+    with pytest.raises(
+        UsageError,
+        match="expected the likelihood of model=linear_regression for closed forms",
+    ):
         model.exact_posterior(random_regressions())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_metabayes import UsageError
+from pyro_metabayes.data.sources.formula import roles_of_formula
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from tests.commands import call, ran, results_of
@@ -103,9 +104,10 @@ def test_it_is_a_maximum(tmp_path: Path) -> None:
     best = Dense(groups, fitted, rows)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        factors = 1 + 0.03 * torch.randn(6, generator=generator).double()
+        factors = 1 + 0.03 * torch.randn(5, generator=generator).double()
         moved = Dense(groups, fitted, rows)
         moved.S = best.S * factors[:2].unsqueeze(-1) * factors[:2]
+        moved.S = moved.S * torch.where(torch.eye(2) > 0, 1.0, factors[4])
         moved.inner, noise = best.inner * factors[2], best.noise * factors[3]
         moved.V = moved.covariance(rows) + noise**2 * torch.eye(len(rows))
         assert moved.log_likelihood(False) < best.log_likelihood(False)
@@ -262,3 +264,24 @@ def test_a_response_that_is_not_gaussian_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"expected data.family=gaussian for data.group=\[school,class\], got bernoulli"
     ):
         load(["school", "class"], "y", path=str(path), family="bernoulli")
+
+
+def test_a_file_to_predict_may_have_one_class_per_school(tmp_path: Path) -> None:
+    """What makes the sd of classes estimable is asked of the training rows only."""
+    path = table(tmp_path)
+    groups = loaded(path)
+    other = tmp_path / "other.csv"
+    other.write_text("school,class,hours,n,score\na,c,1,1,60\na,c,2,1,61\nb,d,1,1,50\n")
+    settings = groups.estimated_settings()
+    again = loaded(other, **settings)
+    assert again.num_inner == groups.num_inner and again.inner_names == [["c"], ["d"]]
+    with pytest.raises(UsageError, match="expected several values of"):
+        loaded(other)
+    with pytest.raises(UsageError, match=r"expected data\.num_inner=0 without nested groups, got 3"):
+        load("school", "score", ["hours"], path=str(path), num_inner=3)
+
+
+def test_both_orders_of_a_pair_are_nested() -> None:
+    for pair in ("school:class", "class:school"):
+        roles = roles_of_formula(f"score ~ hours + (hours | school) + (1 | {pair})")
+        assert (roles.group, roles.inner) == ("school", "class")

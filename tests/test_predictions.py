@@ -255,7 +255,7 @@ def evaluated(learner: MetaLearner) -> Evaluation:
 
 def test_a_family_is_one_registered_class(registry: None) -> None:
     """Scores, scores by inner step, calibration, spreads and predictive checks follow."""
-    with pytest.raises(UsageError, match=r"pyro_metabayes\.likelihoods\.predictions\.FAMILIES.*got Laplace; register"):
+    with pytest.raises(UsageError, match=r"expected a likelihood of a registered family \(.*\), got Laplace; register"):
         evaluated(learner_of(Peaked))
 
     @register(torch.distributions.Laplace)

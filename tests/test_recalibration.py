@@ -57,7 +57,7 @@ def test_a_temperature_needs_validation_tasks_and_classes() -> None:
     regression = Pair("exact", model="linear_regression").learner()
     with pytest.raises(UsageError, match="expected class labels for temperature scaling and ensembles"):
         evaluate(regression, numbers, EvalSettings(3, temperature=True), progress=False, validation=numbers)
-    with pytest.raises(UsageError, match=r"expected eval\.temperature=false and .* with eval\.joint=true"):
+    with pytest.raises(UsageError, match=r"expected eval\.temperature=false and .* for eval\.joint=true"):
         EvalSettings(joint=True, temperature=True)
 
 

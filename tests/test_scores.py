@@ -161,7 +161,7 @@ def test_coverage_is_that_of_the_mixture_of_draws() -> None:
 
 
 def test_a_likelihood_that_has_no_scores_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"likelihoods\.predictions\.FAMILIES \(.*\), got Exponential; register"):
+    with pytest.raises(UsageError, match=r"expected .* a registered family \(.*\), got Exponential; register"):
         scores_of(Exponential(torch.ones(1, 1, 1)), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
 
 

@@ -30,7 +30,8 @@ TABLES = ROOT / "docs" / "tables"
 MARKS = re.compile(
     r"<!-- (table|measured) ([\w-]+)(?: where ([^\n]*?)=([^\n]*?))?(?:: ([^\n]*?))? -->\n.*?<!-- end -->", re.DOTALL
 )
-VALUES = re.compile(r"(<!-- value ([\w-]+); ([^>]*?); ([^>]*?) -->).*?(<!-- end -->)")
+VALUES = re.compile(r"(<!-- value ([\w-]+); ([^\n]*?); ([^\n]*?) -->)[^\n]*?(<!-- end -->)")
+OPENING = re.compile(r"^<!-- (?:table|measured) |<!-- value ", re.MULTILINE)
 
 
 def pages() -> list[Path]:
@@ -69,6 +70,9 @@ def written(page: str) -> str:
             sys.exit(f"error: expected one row '{label}' with a column '{column}' in docs/tables/{name}.csv")
         return f"{opening}{rows[0][column]}{end}"
 
+    found = len(MARKS.findall(page)) + len(VALUES.findall(page))
+    if found != (marks := len(OPENING.findall(page))):
+        sys.exit(f"error: expected {marks} marks with a name and an end, got {found}; compare them with the docstring")
     return VALUES.sub(cell, MARKS.sub(block, page))
 
 

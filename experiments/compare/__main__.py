@@ -39,7 +39,7 @@ Table = list[dict[str, str]]
 
 
 def tables(groups: Groups) -> tuple[Table, Table, Table]:
-    """Return three tables with one row per group of runs that differ only in the seed.
+    """Return three tables with one row per group of runs that differ only in the seed and the backbone.
 
     Returns:
         The scores, the differences with intervals over tasks, and the differences with intervals over training runs. A

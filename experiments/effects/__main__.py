@@ -4,8 +4,8 @@ The command prints means, standard errors, sds and correlations of the effects, 
 estimates (maximum likelihood) are printed beside these values. All values are in the units of the file, with intercepts
 at x = 0. The command writes prior.csv, effects.png and effects.csv.
 
-effects.csv has one row per group and effect. A row has the estimate given all points of the group, the 90% interval,
-the shrinkage, the closed form and least squares.
+effects.csv has one row per group and effect, and one per inner group of nested groups. A row has the estimate given
+all points of the group, the 90% interval, the shrinkage, the closed form and least squares.
 """
 
 from __future__ import annotations

@@ -180,13 +180,13 @@ def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
     The prior is fitted to the training groups. As in results.json, the RMSE is the square root of the mean over tasks
     of each task's mean squared error.
     """
-    fitted = fit(groups.with_equal_precision(groups.whole()), groups.num_random)
+    fitted = fit(groups.with_equal_precision(groups.whole()), groups.num_random, num_inner=groups.num_inner)
     known = groups.with_equal_precision(tasks)
     x, mask = tasks.query_x[..., : len(groups.features)].double(), tasks.query_mask
     z, shared = x[..., : groups.num_random], fitted.shared(x)
     estimates = {
         "pooled": fitted.coefficients[: groups.num_random].expand(len(x), -1),
-        "unpooled": least_squares_effects(fitted, known),
+        "unpooled": least_squares_effects(fitted, known, groups.num_inner),
         "empirical Bayes": fitted.effects(known.observed()).mean[:, 0],
     }
     errors = {name: z @ w.unsqueeze(-1) + shared - tasks.query_y for name, w in estimates.items()}

@@ -195,5 +195,5 @@ def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
         if all((run.tasks, run.backbone) != (kept.tasks, kept.backbone) for kept in group):
             group.append(run)
         else:
-            print(f"note: left out {run.folder}: same settings and tasks as an earlier run", file=sys.stderr)
+            print(f"note: left out {run.folder}: same settings, tasks and backbone as an earlier run", file=sys.stderr)
     return dict(groups)

@@ -1,4 +1,4 @@
-"""Predictive intervals of a linear mixed model, widened for the estimation errors of the parameters."""
+"""Standard errors of a linear mixed model, and predictive intervals widened for these estimation errors."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from pyro_metabayes.errors import UsageError, check_choice
 FAMILIES = ("bernoulli", "poisson")
 # The trapezoid rule with NODES nodes, up to REACH sds of the prior: exact to many digits for posteriors wider than .03.
 REACH, NODES = 8.0, 641
+NARROWEST = 0.03  # least posterior sd of an effect, in sds of the prior, for which derivatives of the sum are exact
+MOST_POINTS = 20_000  # for second derivatives, which keep several arrays [NODES, points]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
 def covariance_of_estimates(points: Points, family: str, coefficients: Tensor, sd: Tensor) -> Tensor | None:
     """Compute the inverse of the observed information of coefficients and log sd [D + 1, D + 1], by quadrature.
 
-    The information is -d^2 log p(y) at these values; where it is not positive definite, the result is None.
+    The information is -d^2 log p(y) at these values. The result is None if the information is not positive definite,
+    if the posterior of a group is too narrow for the nodes, or if there are more than MOST_POINTS points.
 
     Args:
         points: the points of all groups.
@@ -123,9 +126,18 @@ def covariance_of_estimates(points: Points, family: str, coefficients: Tensor, s
         sd: standard deviation of the effects, a scalar.
     """
     theta = torch.cat((coefficients, sd.log().view(1))).double()
+    if len(points.y) > MOST_POINTS or _posterior_width(points, family, theta).min() < NARROWEST:
+        return None
     curvature = torch.autograd.functional.hessian(lambda at: -_log_joint(points, family, at).logsumexp(0).sum(), theta)
     factor, failed = torch.linalg.cholesky_ex(curvature)
     return None if failed else torch.cholesky_inverse(factor)
+
+
+def _posterior_width(points: Points, family: str, theta: Tensor) -> Tensor:
+    """Compute the posterior sd of the effect of each group, divided by the sd of the prior [T]."""
+    with torch.no_grad():
+        after, nodes = _log_joint(points, family, theta).softmax(0), _nodes().unsqueeze(1)
+        return (after * (nodes - (after * nodes).sum(0)).square()).sum(0).sqrt()
 
 
 def _nodes() -> Tensor:

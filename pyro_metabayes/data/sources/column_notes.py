@@ -33,6 +33,8 @@ def notes_of_codes(values: Tensor, columns: Sequence[str]) -> list[str]:
     """Return a note for each predictor [N] of values [N, D] that may be codes: a few consecutive whole numbers."""
     notes = []
     for name, column in zip(columns, values.unbind(1), strict=True):
+        if ":" in name:  # a product of predictors, which cannot be a factor
+            continue
         distinct = column.unique()
         gaps = distinct.diff()
         if 2 < len(distinct) <= MOST_CODES and bool((distinct == distinct.round()).all() and (gaps == 1).all()):

@@ -59,11 +59,11 @@ def grouping_of(bars: Sequence[str], formula: str) -> tuple[str, str, str | None
 
 
 def _nested(terms: Sequence[tuple[str, str]]) -> tuple[str, str, str] | None:
-    """Return effects, a and b of the terms (effects | a) and (1 | a:b), in any order; None for other terms."""
+    """Return effects, a and b of the terms (effects | a) and (1 | a:b) or (1 | b:a), in any order; else None."""
     for (effects, group), (inner_effects, pair) in (terms, terms[::-1]):
-        outer, colon, inner = pair.partition(":")
-        if colon and outer.strip() == group and inner_effects == "1" and ":" not in inner:
-            return effects, group, inner
+        columns = [column.strip() for column in pair.split(":")]
+        if len(columns) == 2 and group in columns and inner_effects == "1":
+            return effects, group, columns[1 - columns.index(group)]
     return None
 
 

@@ -131,9 +131,10 @@ def _plain(value: np.ndarray, name: str, where: str) -> np.ndarray:
         return value
     other = next((row for row, item in enumerate(value) if not isinstance(item, str)), None)
     if other is not None:
+        kind = type(value[other]).__name__
         raise UsageError(
-            f"expected only text, or only integers, in column '{name}' of {where}, got {type(value[other]).__name__} in "
-            f"row {other}; convert the column, and fill or drop missing values"
+            f"expected only text, or only integers, in column '{name}' of {where}, got {kind} in row "
+            f"{other}; convert the column, and fill or drop missing values"
         )
     return value.astype(str)
 

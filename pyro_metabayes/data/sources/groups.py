@@ -93,7 +93,7 @@ def load(
     """
     file = file_of(path, table)
     outer, inner = columns_of_groups(group)
-    roles = _roles(Roles(outer, response, predictors, random, factors, weights, offset, inner), formula)
+    roles = _roles(Roles(outer, response, predictors, random, factors, weights, offset, inner), formula, num_inner)
     if roles.weights is not None and family != "gaussian":
         raise UsageError(f"expected data.family=gaussian with data.weights, got {family}; remove data.weights")
     chosen, given = chosen_columns(file, roles), scales or {}
@@ -109,7 +109,7 @@ def load(
     roles = replace(roles, group=chosen.group, weights=chosen.weights, offset=chosen.offset, inner=chosen.inner)
     inner_names: list[list[str]] = []
     if read.inner is not None:
-        about, inner_names = [*about, *check_inner(read, roles, family)], names_of_inner(read)
+        about, inner_names = about + check_inner(read, learned & (not given), roles, family), names_of_inner(read)
         num_inner = num_inner or max(map(len, inner_names))
         standard = scales_with_indicators(standard, len(read.random), num_inner)
         read = with_indicators(read, num_inner, file)
@@ -143,7 +143,15 @@ def _scales(
     return standard, notes_of_training(values[learned], standard, file, family)
 
 
-def _roles(named: Roles, formula: str) -> Roles:
+def _roles(named: Roles, formula: str, num_inner: int) -> Roles:
+    """Return the columns, named by the settings or by the formula; check that data.num_inner fits them."""
+    roles = _named_roles(named, formula)
+    if num_inner and roles.inner is None:
+        raise UsageError(f"expected data.num_inner=0 without nested groups, got {num_inner}; remove data.num_inner")
+    return roles
+
+
+def _named_roles(named: Roles, formula: str) -> Roles:
     """Return the columns named by the settings or by the formula; both together raise a UsageError."""
     if not formula:
         if missing := [name for name in ("group", "response") if getattr(named, name) == ""]:

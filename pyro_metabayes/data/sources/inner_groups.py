@@ -43,12 +43,24 @@ def names_of_inner(rows: Rows) -> list[list[str]]:
     return [list(names) for names in found.values()]
 
 
-def check_inner(rows: Rows, roles: Roles, family: str) -> list[str]:
-    """Return notes about the inner groups; raise a UsageError if their sd cannot be estimated."""
-    names, pairs = names_of_inner(rows), Counter(zip(rows.keys, rows.inner or [], strict=True))
-    columns, largest = f"data.group=[{roles.group},{roles.inner}]", max(map(len, names))
+def check_inner(rows: Rows, learned: Tensor, roles: Roles, family: str) -> list[str]:
+    """Return notes about the inner groups; raise a UsageError if their sd cannot be estimated.
+
+    Args:
+        rows: N rows.
+        learned: [N], whether a row belongs to a training group; all False if nothing is estimated from these rows.
+        roles: names of the columns.
+        family: family of the response.
+    """
+    columns = f"data.group=[{roles.group},{roles.inner}]"
     if family != "gaussian":
         raise UsageError(f"expected data.family=gaussian for {columns}, got {family}; name one column in data.group")
+    each = zip(rows.keys, rows.inner or [], learned.tolist(), strict=True)
+    pairs = Counter((key, name) for key, name, used in each if used)
+    if not pairs:
+        return []
+    names = Counter(key for key, _ in pairs)
+    largest = max(names.values())
     if largest == 1:
         raise UsageError(
             f"expected several values of '{roles.inner}' for one value of '{roles.group}' for {columns}, got one for "
@@ -83,7 +95,7 @@ def with_indicators(rows: Rows, size: int, file: Path | str) -> Rows:
     if len(most) > size:
         raise UsageError(
             f"expected at most {size} inner groups in a group, as in the data of the run, got {len(most)} in '{key}' "
-            f"of {file}; leave out rows, or train on data with such a group"
+            f"of {file}; add the column of the larger groups, leave out rows, or train on such data"
         )
     places = [names[key].index(name) for key, name in zip(rows.keys, rows.inner or [], strict=True)]
     own = len(rows.random)
