@@ -113,3 +113,16 @@ def test_a_column_may_contain_comparison_signs(folder: Path) -> None:
     tables.take("runs", folder / "runs", folder / "table.csv")
     page = tables.written("<!-- table runs: guide; p > 0.95, % -->\n<!-- end -->\n")
     assert "| guide | p > 0.95, % |\n| --- | --- |\n| mc | 4.7 |" in page
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("The NLL is\n<!-- value runs; mc; NLL -->0<!-- end -->.", "a word before a value"),
+        ("The NLL is <!-- value runs mc; NLL -->0<!-- end -->.", "marks with a name and an end, got 0"),
+    ],
+)
+def test_marks_that_would_not_be_written_are_refused(page: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        tables.written(page)

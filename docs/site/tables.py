@@ -73,6 +73,8 @@ def written(page: str) -> str:
     found = len(MARKS.findall(page)) + len(VALUES.findall(page))
     if found != (marks := len(OPENING.findall(page))):
         sys.exit(f"error: expected {marks} marks with a name and an end, got {found}; compare them with the docstring")
+    if broken := re.search(r"^\s*<!-- value [^\n]*", page, re.MULTILINE):
+        sys.exit(f"error: expected a word before a value in a line (Markdown), got: {broken.group().strip()}")
     return VALUES.sub(cell, MARKS.sub(block, page))
 
 
