@@ -260,5 +260,5 @@ def test_a_file_to_predict_must_have_weights_and_offsets(rows: list[Any]) -> Non
     Path("new.csv").write_text("a,b,y\n10,1,\n")
     error = call("predict", "run", "new.csv", "--out", "without_weights.csv").error
     assert "expected one column 'n' in new.csv, got none" in error
-    with pytest.raises(UsageError, match=r"expected data\.scales to hold"):
+    with pytest.raises(UsageError, match=r"expected a mean of data\.weights > 0"):
         load("who", "y", ["a"], path="t.csv", weights="n", scales={"n": {"mean": -1.0}})
