@@ -145,6 +145,15 @@ def _empty(x: Tensor) -> Tensor:
     return torch.full((3, 40, *x.shape[2:]), x.dtype == torch.bool, dtype=x.dtype)
 
 
+def test_the_guide_may_compute_in_less_precision_than_the_features() -> None:
+    model, data = learner(), tasks(shot=3)
+    expected = logits(model, data)
+    model.guide.float()
+    found = logits(model, data)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_known_balance_makes_the_mean_prediction_uniform() -> None:
     model = learner(balance="known")
     mean = logits(model, tasks(query=12)).exp().mean(1)

@@ -128,6 +128,14 @@ def test_empty_rows_do_not_ruin_the_others() -> None:
     assert alone > 0.7 and beside > alone - 0.05
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_the_queries_has_no_effect_at_all(name: str) -> None:
+    random = np.random.default_rng(0)
+    support, query = random.normal(size=(8, 30)), random.normal(size=(40, 30)).repeat(2, 0)  # each query twice
+    classifier, order = FewShotClassifier(name).fit(support, np.arange(8) % 4), random.permutation(80)
+    np.testing.assert_array_equal(classifier.predict_proba(query[order]), classifier.predict_proba(query)[order])
+
+
 def test_one_class_is_refused_by_the_learner_too() -> None:
     with pytest.raises(UsageError, match=r"^expected support points of at least 2 classes, got 1"):
         MetaLearner.pretrained().predict(np.eye(3), [0, 0, 0], np.eye(3))

@@ -43,8 +43,8 @@ class Backbone(pyro_metabayes.Backbone):
     u_i, and log(effective dimension / 10).
 
     No parameter depends on D. So a learner with this backbone accepts features of any kind. A task of N points has N
-    transformed features if D >= N, and 2 D otherwise. For points=support and D < N, there are S + 1 more, where S is
-    the number of support points.
+    transformed features if 2 D >= N, and 2 D otherwise. For points=support and 2 D < N, there are S + 1 more, where S
+    is the number of support points.
 
     Args:
         input_shape: [D], or [None] for any D.
@@ -88,7 +88,7 @@ class Backbone(pyro_metabayes.Backbone):
         mask = (torch.cat((data.support_mask, seen), 1) & directed).unsqueeze(-1)
         count, mean, shrunk = self._centre(x, reference)
         x = functional.normalize(x - shrunk, dim=-1) * mask
-        wide = x.shape[-1] >= x.shape[1]
+        wide = 2 * x.shape[-1] >= x.shape[1]
         gram = x @ x.mT if wide else (reference * x).mT @ x
         inner = reference.mT * reference * gram if wide else gram  # of the reference points
         effective = _effective(count, inner)
@@ -137,7 +137,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @staticmethod
     def _dual(gram: Tensor, reference: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Compute features for D >= N from the matrix g of inner products of the N points.
+        """Compute features for 2 D >= N from the matrix g of inner products of the N points.
 
         With R for the indices of the reference points, x_i . (X^T X + lambda I)^-1 x_j equals
         (g_ij - g_iR (g_RR + lambda I)^-1 g_Rj) / lambda.

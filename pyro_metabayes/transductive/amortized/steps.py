@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,16 @@ class Directions(NamedTuple):
     directions: Tensor
     offsets: Tensor
 
+    def to(self, like: Tensor) -> Self:
+        """Return the classifiers with the dtype and device of a tensor."""
+        return self._replace(directions=self.directions.to(like), offsets=self.offsets.to(like))
+
 
 class AmortizedSteps(nn.Module):
     """Refinement of class means by K learned steps on the queries x_i.
 
-    The steps start at the class means m^0 of the support set. One step is
+    The steps compute in the precision of the parameters of this module, which may be less than that of the features.
+    They start at the class means m^0 of the support set. One step is
 
         z_i, g_i = E-step network(inputs of query i; statistics of the task)
         m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic)
@@ -62,14 +67,20 @@ class AmortizedSteps(nn.Module):
             num_steps: number of steps.
             known: [T], 1 for tasks with queries that are known to be balanced, else 0; None: 0 for all tasks.
         """
-        task = Task.of(observed, known)
+        task = self._task(observed, known)
         *_, last = self._states(task, num_steps)
-        return self._directions(task, last)
+        return self._directions(task, last).to(observed.query_x)
 
     def path(self, observed: Observed, num_steps: int, known: Tensor | None = None) -> list[Directions]:
         """Compute the classifiers after 0, 1, ..., `num_steps` steps. The arguments are those of `forward`."""
-        task = Task.of(observed, known)
-        return [self._directions(task, state) for state in self._states(task, num_steps)]
+        task = self._task(observed, known)
+        return [self._directions(task, state).to(observed.query_x) for state in self._states(task, num_steps)]
+
+    def _task(self, observed: Observed, known: Tensor | None) -> Task:
+        """Return the tasks in the precision of the parameters, which may be less than that of the features."""
+        own = self.temperature[0].weight
+        converted = observed.map_tensors(lambda values: values.to(own) if values.is_floating_point() else values)
+        return Task.of(converted, None if known is None else known.to(own))
 
     def _states(self, task: Task, num_steps: int) -> Iterator[State]:
         """Yield the states after 0, 1, ..., num_steps steps."""
