@@ -93,8 +93,7 @@ def alternative_text(notebook: nbformat.NotebookNode, place: int, name: str) -> 
     """The text that stands for the plot of a cell where the plot is not seen."""
     cell = notebook.cells[place]
     if "alt" not in cell.metadata:
-        last = cell.source.rpartition("\n")[2]
-        sys.exit(f'error: expected # %% alt="..." above the cell of {name} that ends with {last!r}, got no text of its plot')
+        sys.exit(f'error: expected # %% alt="..." above cell {place + 1} of {name}, which has a plot; got no text')
     return str(cell.metadata.alt)
 
 

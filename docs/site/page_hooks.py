@@ -26,7 +26,7 @@ def _without_escaped_bars(line: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Mark long cells and numbers in tables, break names of modules at dots, link each plot to its file in full size."""
+    """Mark long cells and numbers in tables, break names of modules at dots, link plots to their files in full size."""
     html = CELL.sub(_cell, html)
     html = MODULE.sub(lambda name: name[0].replace(".", ".<wbr>"), html)
     html = PLOT.sub(r'<a href="\1" title="Open in full size">\g<0></a>', html)
