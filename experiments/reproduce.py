@@ -34,6 +34,7 @@ INTERVALS = (
     "95% intervals: those of the accuracies are over tasks, given backbones and classes; those of 'ours, over runs' "
     "are over training runs (Student's t over backbones, or over seeds if all runs share one backbone)."
 )
+EMPTY = dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": "not run", "seeds": "-", "seconds": "-"}  # no runs
 
 
 @dataclass
@@ -96,6 +97,7 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
         *tables_by_setting(table_of(table, rows, folder)),
+        *not_run(table, rows, folder),
         INTERVALS,
         f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
@@ -110,6 +112,14 @@ def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
         chosen = [{name: row[name] for name in row if name != "setting"} for row in rows if row["setting"] == setting]
         lines += [f"### {setting}", *map(markdown_table, narrow(chosen, width=200))]
     return lines
+
+
+def not_run(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
+    """Return a list in Markdown, if any, of the settings without finished runs that need a device, and their cost."""
+    missing = dict.fromkeys(row.part for row in rows if not finished_runs(row, folder))
+    parts = [part for part in map(table["parts"].__getitem__, missing) if "needs" in part]
+    items = [f"- {part['setting']}: needs {part['needs']}, {part['estimate']}" for part in parts]
+    return ["Not run:", "\n".join(items)] if items else []
 
 
 def with_section(path: Path, name: str, section: str) -> str:
@@ -151,13 +161,7 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
     for name in KINDS.values():
         line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": own if name == kind else "-"}
     line["ours, over runs"] = _over_runs(runs) if runs else "-"
-    return line | (_score_cells(results) if runs else _empty_cells(part))
-
-
-def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
-    """Return the cells of a row without finished runs, with the reason."""
-    reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
-    return dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
+    return line | (_score_cells(results) if runs else EMPTY)
 
 
 def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
