@@ -28,7 +28,8 @@ from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.cli.text_table import text_table
-from pyro_metabayes.experiments.effects.estimates import effects_of_fit
+from pyro_metabayes.experiments.effects.estimates import standardised_of_fit
+from pyro_metabayes.experiments.effects.widening import widened_effects
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import predicted, simulated
 from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.prediction.averages import masked_mean
@@ -48,7 +49,7 @@ def shares(table: Groups, effects: Tensor, true: MixedEffects, generator: Genera
     if fitted is None or errors is None:
         return {}
     found = {f"new group, {shot} points": of_new_groups(table, fitted, errors, shot, generator) for shot in KNOWN}
-    return found | {"effects": of_effects(table, fitted, effects, true)}
+    return found | {"effects": of_effects(table, fitted, errors, effects, true)}
 
 
 def of_new_groups(
@@ -63,10 +64,12 @@ def of_new_groups(
     return plug_in.item(), with_errors.item()
 
 
-def of_effects(table: Groups, fitted: MixedEffects, effects: Tensor, true: MixedEffects) -> tuple[float, float]:
+def of_effects(
+    table: Groups, fitted: MixedEffects, errors: EstimationErrors, effects: Tensor, true: MixedEffects
+) -> tuple[float, float]:
     own, train = len(true.covariance), table.splits["train"]
     truth = table.scales.effects_in_units(true.coefficients[:own] + effects, true.coefficients[own:])[train]
-    estimates = effects_of_fit(table, fitted).estimates
+    estimates = widened_effects(table, standardised_of_fit(table, fitted), errors)
     distance = (truth - estimates.effects[train]).abs()
     reaches = HALF_OF_90 * estimates.effects_sd, estimates.reach
     plug_in, with_errors = ((distance < reach[train]).double().mean() for reach in reaches)
