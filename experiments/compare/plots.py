@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
+from pyro_metabayes.experiments.runs.comparison import mean_and_ci95
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import (
     limits_without_outliers,
@@ -64,12 +63,10 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
-            values = factor * over_tasks((run, run.per_task[score]) for run in runs)
+            mean, ci95 = mean_and_ci95(runs, score)
             fill = "white" if runs[0].results["transductive"] else "C0"
-            means[-height] = float(values.mean())
-            axis.errorbar(
-                means[-height], -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
-            )
+            means[-height] = factor * mean
+            axis.errorbar(factor * mean, -height, xerr=factor * ci95, fmt="o", color="C0", mfc=fill, capsize=3)
     _mark_outliers(axis, means)
     axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
     axis.set_title(title, fontsize=10)
