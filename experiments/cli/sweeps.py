@@ -51,6 +51,13 @@ def job_name() -> str:
     return Path(hydra_config.runtime.output_dir).name if hydra_config.mode == RunMode.MULTIRUN else ""
 
 
+def another_folder() -> str:
+    """Return advice for a folder in use: the option that names another folder, of the command that was called."""
+    if not HydraConfig.initialized():
+        return "name another folder: --out DIR"
+    return f"name another folder: hydra.{'sweep' if job_name() else 'run'}.dir=DIR"
+
+
 def write_note(reason: str) -> None:
     """Write a file that says why this job of a sweep has no results; remove the file if `reason` is ''."""
     hydra_config = HydraConfig.get()

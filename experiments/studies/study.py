@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.sweeps import another_folder
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SIZES = ("full", "smoke")
-ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR, or --out DIR of experiments.transductive"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Job:
         if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
                 f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); "
-                f"continue it with these settings, remove it, or {ANOTHER_FOLDER}"
+                f"continue it with these settings, remove it, or {another_folder()}"
             )
         return (self.out / "results.json").exists()
 
@@ -139,7 +139,9 @@ def claim(folder: Path, name: str) -> None:
     if holds == name:
         return
     if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise UsageError(f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {ANOTHER_FOLDER}")
+        raise UsageError(
+            f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {another_folder()}"
+        )
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 
 

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.experiments.cli.command import CONF, run_program
+from pyro_metabayes.experiments.cli.sweeps import another_folder
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.experiments.studies.run_grid import run_grid
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study: Any = OmegaConf.to_container(OmegaConf.load(STUDY))
-    with made_folder(options.out), alone_in(options.out, "pass another --out"):
+    with made_folder(options.out), alone_in(options.out, another_folder()):
         try:
             scored = run(study, options)
         except KeyboardInterrupt:
