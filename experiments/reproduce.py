@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import over_runs
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.sweeps import another_folder
 from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
 from pyro_metabayes.experiments.runs.comparison import mean_and_ci95, mean_metric
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
@@ -51,10 +52,11 @@ class TableConfig:
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     rows = [row for row in chosen_rows(config.table, config.size, config.parts) if possible(row, config)]
-    claim(folder, f"table={config.name} size={config.size}")
+    advice = another_folder()
+    claim(folder, f"table={config.name} size={config.size}", advice)
     jobs, _ = jobs_of(rows, folder, {})
     try:
-        run_grid(jobs, config.workers, "table")
+        run_grid(jobs, config.workers, "table", advice)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the table") from None
     section = section_of(config.name, config.table, config.size == "smoke", folder)

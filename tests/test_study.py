@@ -227,7 +227,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
         chosen[name] = folder, rows
         jobs += jobs_of(rows, folder, {})[0]
     with without_workers():
-        run_grid(jobs, workers=1, title="study")
+        run_grid(jobs, workers=1, title="study", advice="")
     for name, (folder, rows) in chosen.items():
         write(study_of(name), rows, folder)
     return chosen

@@ -52,9 +52,7 @@ def job_name() -> str:
 
 
 def another_folder() -> str:
-    """Return advice for a folder in use: the option that names another folder, of the command that was called."""
-    if not HydraConfig.initialized():
-        return "name another folder: --out DIR"
+    """Return advice for a folder in use: the setting with which the command that was called takes another folder."""
     return f"name another folder: hydra.{'sweep' if job_name() else 'run'}.dir=DIR"
 
 
