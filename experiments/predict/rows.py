@@ -42,7 +42,8 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     if not asked.any():
         raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
     rows = groups.with_indicators(read)
-    for note in (*read.notes, *notes_of_units(rows.values, groups.scales, groups.scales.columns)):
+    compared = rows.without_offset(groups.family).values
+    for note in (*read.notes, *notes_of_units(compared, groups.scales, groups.scales.columns, groups.family)):
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
     points, errors = groups.inputs_and_labels(rows), errors_of_run(groups, setup.learner)

@@ -120,9 +120,9 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
         y: labels [T, N, ...].
         mask: [T, N], False for points that are left out.
     """
-    if not outputs.numel():
-        return torch.zeros_like(outputs)  # torch cannot sum the log-likelihoods of 0 points over their labels
     if not model.canonical:
+        if not outputs.numel():
+            return torch.zeros_like(outputs)  # torch cannot sum the log-likelihoods of 0 points over their labels
         return torch.func.grad(lambda at: -(model.likelihood_of(at).log_prob(y) * mask).sum())(outputs)
     family: Any = innermost(model.likelihood_of(outputs))
     if isinstance(family, Categorical):
