@@ -115,6 +115,8 @@ def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
 def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPrediction, number: int) -> dict[str, str]:
     """Format one row of the table: group, predictors as the regression uses them, and prediction.
 
+    A column of the file with the name of a prediction, such as "mean", is titled "mean of the file".
+
     Args:
         chosen: the columns of the file.
         read: the rows of the file.
@@ -128,4 +130,7 @@ def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPredic
     beside = {chosen.weights: read.weights, chosen.offset: read.offset}
     x |= {str(name): column[place].item() for name, column in beside.items() if column is not None}
     inputs = {name: f"{value:g}" for name, value in x.items() if name != "intercept"}
-    return group | inputs | {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}
+    predicted = {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}
+    return {
+        f"{name} of the file" if name in predicted else name: of for name, of in (group | inputs).items()
+    } | predicted
