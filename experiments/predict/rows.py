@@ -18,6 +18,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.effects.widening import errors_of_run, widened
+from pyro_metabayes.experiments.runs.grouped_data import groups_in
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.learner import MetaLearner
@@ -31,11 +32,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
         UsageError: the run is not on data=groups, or the file has no row with a blank response.
     """
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
-    groups = setup.tasks.source
-    if not isinstance(groups, Groups):
-        raise UsageError(
-            f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
-        )
+    groups = groups_in(setup.tasks.source, setup.config)
     chosen = columns_of(groups.roles, file)
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()

@@ -35,11 +35,9 @@ def check_groups(config: Config, learner: MetaLearner, data: groups.Groups) -> N
 
 
 def groups_in(data: Bank | Source, config: Config) -> groups.Groups:
-    """Return the data of a run; raise a UsageError if they are no table of groups."""
+    """Return the data of a run; raise a UsageError if they are not those of data=groups."""
     if not isinstance(data, groups.Groups):
-        raise UsageError(
-            f"expected a study on a table of groups, got data={config.choices.get('data')}; take data=radon"
-        )
+        raise UsageError(f"expected a run on data=groups, got data={config.choices.get('data')}; give another run")
     return data
 
 
