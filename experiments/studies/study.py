@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SIZES = ("full", "smoke")
@@ -121,8 +121,7 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
     Raises:
         UsageError: `size` or a name in `parts` is unknown.
     """
-    if size not in SIZES:
-        raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
+    check_choice("size", size, SIZES)
     parts_of_study = list(study["parts"])
     if unknown := [part for part in parts if part not in parts_of_study]:
         raise UsageError(f"unknown part '{unknown[0]}' of this study; choose from: {', '.join(parts_of_study)}")
