@@ -17,8 +17,8 @@ from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.data.mixture.banks import FeatureRows
 from pyro_metabayes.data.mixture.shapes import Shape, query_labels, random_shape, support_mask
 from pyro_metabayes.data.mixture.simulator import FeatureSimulator
-from pyro_metabayes.data.mixture.source import Mixture, skill_of
-from pyro_metabayes.episodes import Observed
+from pyro_metabayes.data.mixture.source import Mixture, _mix_points, skill_of
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.models.backbones import task_frame
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -207,6 +207,29 @@ def test_blocks_below_the_least_skill_are_drawn_again() -> None:
     assert min(free) < 0.2 and sum(skill < 0.3 for skill in skills) < 8  # wrong labels and outliers come after
 
 
+def test_some_points_are_mixed_with_other_points_of_their_task() -> None:
+    labels = torch.arange(4).repeat_interleave(25).expand(40, -1)
+    x = torch.arange(4000.0).view(40, 100, 1)
+    parts = {"support_x": x[:, :40], "support_y": labels[:, :40], "query_x": x[:, 40:], "query_y": labels[:, 40:]}
+    episodes = Episodes(**parts, num_classes=4)
+    _mix_points(episodes, Generator().manual_seed(0))
+    mixed = torch.cat((episodes.support_x, episodes.query_x), 1)
+    share = (mixed != x).float().mean((1, 2))
+    assert 0.03 < share.mean() < 0.15 and share.max() < 0.4 and share.min() < 0.02
+    assert (mixed.amin(1) >= x.amin(1)).all() and (mixed.amax(1) <= x.amax(1)).all()  # other points of the same task
+
+
+def test_ambiguous_points_are_drawn_where_they_are_asked_for() -> None:
+    def many(ambiguous: float) -> list[Episodes]:
+        return [Mixture([], 0.0, 0.0, ambiguous).tasks(2, Generator().manual_seed(seed)) for seed in range(30)]
+
+    plain, mixed = many(0.0), many(1.0)
+    for one, other in zip(plain, mixed, strict=True):
+        shot = one.support_x.shape[1] / one.num_classes
+        assert shot > 2 or torch.equal(one.query_x, other.query_x)
+    assert not all(torch.equal(one.query_x, other.query_x) for one, other in zip(plain, mixed, strict=True))
+
+
 def test_shapes_and_marginals_cover_their_ranges() -> None:
     generator = Generator().manual_seed(0)
     shapes = [random_shape(generator) for _ in range(2000)]
@@ -251,6 +274,7 @@ def test_wrong_settings_are_refused_in_one_line() -> None:
         lambda: learner(points="queries"),
         lambda: Mixture([], 0.5),
         lambda: Mixture([], 0.0, 1.0),
+        lambda: Mixture([], 0.0, 0.0, 1.5),
         lambda: task_frame.Backbone((3, 32, 32)),
         lambda: MetaLearner.pretrained("best"),
         lambda: MetaLearner.pretrained("inductive", balance="known"),
