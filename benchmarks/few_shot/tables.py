@@ -11,6 +11,7 @@ from pyro_metabayes.experiments.runs.tables import markdown_table
 
 Result = dict[str, Any]
 POINTS, NATS = -0.003, 0.01  # a cell is worse if an interval lies wholly beyond
+COLUMNS = 4  # banks in one table of a page
 
 
 def table_of(results: Sequence[Result]) -> str:
@@ -32,16 +33,19 @@ def table_of(results: Sequence[Result]) -> str:
 
 
 def page_of(results: Sequence[Result], methods: Sequence[str]) -> str:
-    """Markdown tables of accuracy (per cent) and NLL (nats), one per cell, of these methods by bank."""
+    """Markdown tables of accuracy (per cent) and NLL (nats) of these methods by bank. A table has at most 4 banks."""
     parts = []
     for cell in dict.fromkeys(map(cell_of, results)):
         here = {(result["bank"], result["method"]): result for result in results if cell_of(result) == cell}
-        banks = dict.fromkeys(bank for bank, _ in here)
-        rows = [
-            {"method": name, **{bank: _short(here[bank, name]) for bank in banks if (bank, name) in here}}
-            for name in methods
-        ]
-        parts.append(f"{cell}\n\n{markdown_table(rows)}")
+        banks = list(dict.fromkeys(bank for bank, _ in here))
+        parts.append(str(cell))
+        for start in range(0, len(banks), COLUMNS):
+            rows = [
+                {"method": name}
+                | {bank: _short(here[bank, name]) for bank in banks[start : start + COLUMNS] if (bank, name) in here}
+                for name in methods
+            ]
+            parts.append(markdown_table(rows))
     return "\n\n".join(parts)
 
 
