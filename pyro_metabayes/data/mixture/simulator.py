@@ -19,7 +19,7 @@ class FeatureSimulator:
 
     where
         m: class means, with a power-law spectrum. In half of the calls there is a hierarchy of superclasses.
-        d: centre of a random sub-cluster k_i of the class in a third of the calls, else 0.
+        d: centre of a random sub-cluster k_i of the class in an eighth of the calls, else 0.
         e: noise with a power-law spectrum. The axes of the noise are those of the means, random, or specific to the
             class.
         r: random factor that makes the tails of the noise heavy.
@@ -49,7 +49,7 @@ class FeatureSimulator:
         signal = self._between(math.log(LEAST_SIGNAL), math.log(MOST_SIGNAL), tasks, 1, 1).exp() / effective**0.5
         means = self._class_means(tasks, way, size) * (signal * between).sqrt()
         x = _of_labels(means, labels)
-        if self._chance(0.35):
+        if self._chance(0.12):
             x = x + self._sub_clusters(labels, way, (signal * between).sqrt())
         return x + self._noise(labels, way, within)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import normalize, one_hot, relu
+from torch.nn.functional import normalize, one_hot
 
 from pyro_metabayes.data.mixture.banks import FeatureRows, training_banks
+from pyro_metabayes.data.mixture.disturbances import add_outliers, mix_points, transformed, with_errors
 from pyro_metabayes.data.mixture.shapes import Shape, chance, integer, one_of, query_labels, random_shape, support_mask
 from pyro_metabayes.data.mixture.simulator import FeatureSimulator
 from pyro_metabayes.data.positions import random_positions
@@ -17,10 +18,9 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
 DIMENSIONS = (16, 32, 64, 128, 256, 256, 384, 512, 768)  # of simulated features
-PROJECTIONS = (16, 32, 64, 128, 256)
 FIXED = 128  # of validation and test tasks
+SEVERAL = 0.1  # probability that a class of the task is the union of several classes of a data set
 WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
-MOST_AMBIGUOUS = 0.25  # largest share of ambiguous points in a task
 
 
 def load(bank_share: float = 0.5, least_skill: float = 0.0, ambiguous: float = 0.0) -> Mixture:
@@ -107,12 +107,12 @@ class Mixture:
             episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
         episodes.support_mask = support_mask(shape, number, generator)
         if shape.shot > 2 and self.ambiguous and chance(self.ambiguous, generator):
-            _mix_points(episodes, generator)
+            mix_points(episodes, generator)
         if shape.shot > 2 and chance(WRONG_LABELS, generator):
-            episodes.support_y = _with_errors(episodes.support_y, shape, generator)
+            episodes.support_y = with_errors(episodes.support_y, shape, generator)
         if chance(OUTLIERS, generator):
             for x in (episodes.support_x, episodes.query_x):
-                _add_outliers(x, generator)
+                add_outliers(x, generator)
         return episodes
 
     def _drawn(self, shape: Shape, query_y: Tensor, generator: Generator, dimension: int | None = None) -> Episodes:
@@ -125,7 +125,7 @@ class Mixture:
         elif dimension is not None:
             x = x @ simulator.projection(x.shape[-1], dimension)
         else:
-            x = _transformed(x, simulator, generator)
+            x = transformed(x, simulator, generator)
         size = support_y.shape[1]
         return Episodes(
             support_x=x[:, :size],
@@ -141,7 +141,7 @@ class Mixture:
         Each class of the task consists of one or several classes of the data set.
         """
         bank = self.banks[integer(len(self.banks), generator)]
-        merged = 1 + integer(3, generator) if chance(0.3, generator) else 1
+        merged = 1 + integer(3, generator) if chance(SEVERAL, generator) else 1
         return _rows_of_labels(bank, labels, way, merged, generator)
 
 
@@ -178,53 +178,3 @@ def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, ge
     column = labels * merged + rank % merged
     rows = (starts[choice].unsqueeze(-1) + places)[torch.arange(len(labels)).unsqueeze(1), column, rank // merged]
     return bank.x[rows]
-
-
-def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
-    """Transform features x at random.
-
-    Noise is added with probability 1/2. Then x is projected, replaced by the square root of x, standardised per column,
-    or left unchanged.
-    """
-    size = x.var((0, 1)).mean().sqrt() + 1e-6
-    if chance(0.5, generator):
-        level = (-2.3 + 2.7 * torch.rand(len(x), 1, 1, generator=generator)).exp()  # 0.1 to 1.5
-        x = x + level * size * torch.randn(x.shape, generator=generator)
-    kind = float(torch.rand((), generator=generator))
-    if kind < 0.25:
-        x = x @ simulator.projection(x.shape[-1], one_of(PROJECTIONS, generator))
-        return relu(x) if chance(0.4, generator) else x
-    if kind < 0.4 and x.min() >= 0:
-        return x.sqrt()
-    if kind < 0.55:
-        return (x - x.mean((0, 1))) / (x.std((0, 1)) + 0.1 * size)
-    return x
-
-
-def _with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
-    """Replace up to a fifth of the support labels by random labels. The first label of each class is kept."""
-    wrong = torch.rand(labels.shape, generator=generator) < 0.2 * torch.rand((), generator=generator)
-    wrong[:, :: shape.shot] = False
-    return torch.where(wrong, torch.randint(shape.way, labels.shape, generator=generator), labels)
-
-
-def _mix_points(episodes: Episodes, generator: Generator) -> None:
-    """Mix up to a quarter of the points of each task with other points of the task, in place.
-
-    Such points are ambiguous, like a photograph that shows two things. Mixing weights are up to 1: some points become
-    copies of a point that may belong to another class.
-    """
-    x = torch.cat((episodes.support_x, episodes.query_x), 1)
-    tasks, number = x.shape[:2]
-    share = MOST_AMBIGUOUS * torch.rand(tasks, 1, 1, generator=generator).square()
-    weight = 0.3 + 0.7 * torch.rand(tasks, number, 1, generator=generator)
-    weight = weight * (torch.rand(tasks, number, 1, generator=generator) < share)
-    other = torch.rand(tasks, number, generator=generator).argsort(1).unsqueeze(-1).expand_as(x)
-    x = torch.lerp(x, x.gather(1, other), weight)
-    episodes.support_x, episodes.query_x = x.split((episodes.support_x.shape[1], episodes.query_x.shape[1]), 1)
-
-
-def _add_outliers(x: Tensor, generator: Generator) -> None:
-    """Add noise of the size of the features to a twentieth of the points of x, in place."""
-    at = torch.rand(*x.shape[:2], 1, generator=generator) < 0.05
-    x += at * x.std() * torch.randn(x.shape, generator=generator)

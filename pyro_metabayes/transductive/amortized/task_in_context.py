@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.transductive.amortized.leave_one_out import NUM_LEFT_OUT, left_out_statistics
 from pyro_metabayes.transductive.amortized.task_context import NUM_STATISTICS, task_context
 from pyro_metabayes.transductive.amortized.task_geometry import NUM_FRAME, TaskGeometry, frame_statistics
 from pyro_metabayes.transductive.assignments import LEAST_SHARE
 from pyro_metabayes.transductive.sinkhorn import class_term
 
-NUM_CONTEXT = NUM_STATISTICS + NUM_FRAME + 1  # the last: whether the queries are known to be balanced
+NUM_CONTEXT = NUM_STATISTICS + NUM_LEFT_OUT + NUM_FRAME + 1  # the last: whether queries are known to be balanced
 IN_A_STEP = 10  # Sinkhorn iterations
 
 
@@ -37,8 +38,9 @@ class Task:
         points = TaskGeometry.of(observed)
         cosines, lengths = points.cosines(points.means)
         statistics = task_context(cosines, points.between, lengths, points.counts, points.mask)
+        left_out = left_out_statistics(observed.support_x, points.labels, points.means)
         is_known = torch.zeros_like(statistics[:, :1]) if known is None else known.unsqueeze(-1)
-        return cls(points, torch.cat((statistics, frame_statistics(observed), is_known), -1), known)
+        return cls(points, torch.cat((statistics, left_out, frame_statistics(observed), is_known), -1), known)
 
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
         """Compute Sinkhorn's class term, which makes the mean prediction of the queries uniform.

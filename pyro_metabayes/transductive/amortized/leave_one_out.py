@@ -1,0 +1,62 @@
+"""Statistics of a task that measure how well class means predict the labels of left-out support points."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.transductive.amortized.task_geometry import LEAST_LENGTH
+
+NUM_LEFT_OUT = 4
+SCALE = 10.0  # of the cosines in the predictions of left-out points, as in the first step before training
+
+
+def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
+    """Compute 4 statistics of each task from predictions of left-out support points, each of the order of 1.
+
+    The class probabilities of a point are softmax(10 cosines with the class means), where the mean of its own class is
+    that of the other points. Points that are the only ones of their class do not count. The statistics are
+
+        skill: (a - 1/C) / (1 - 1/C), where a is the accuracy for C classes
+        log-likelihood of the labels relative to guessing: 1 + mean(log p_y) / log(C)
+        difference between the cosine with the own class mean and the largest other cosine
+        share of the support points that count
+
+    All are 0 for a task where no point counts.
+
+    Args:
+        x: [T, S, D], support points of unit length.
+        labels: [T, S, C], one-hot labels of the support points for C classes, 0 for masked points.
+        means: [T, C, D], class means of the support set.
+
+    Returns:
+        Tensor [T, NUM_LEFT_OUT].
+    """
+    way, number = labels.shape[-1], labels.sum(1, keepdim=True)
+    cosines = _left_out_cosines(x, labels / number.clamp(min=1), means)
+    own = (labels * cosines).sum(-1)
+    other = cosines.masked_fill(labels > 0, -torch.inf).amax(-1)
+    fit = (labels * (SCALE * cosines).log_softmax(-1)).sum(-1)
+    skill = ((own > other).to(own.dtype) * way - 1) / (way - 1)
+    values = torch.stack((skill, 1 + fit / math.log(way), 5 * (own - other)), -1)
+    counts = (labels * (number > 1)).sum(-1, keepdim=True)  # [T, S, 1], 1 for points that count
+    total = counts.sum(1)
+    share = total / labels.sum((1, 2)).clamp(min=1).unsqueeze(-1)
+    return torch.cat(((values * counts).sum(1) / total.clamp(min=1), share), -1)
+
+
+def _left_out_cosines(x: Tensor, own: Tensor, means: Tensor) -> Tensor:
+    """Compute the cosines [T, S, C] of support points with class means that do not contain them.
+
+    For a point x of class c with n points, the mean of the others has the direction of m_c - x / n.
+
+    Args:
+        x: [T, S, D], support points.
+        own: [T, S, C], 1/n for the class of a point, 0 for other classes.
+        means: [T, C, D], class means with all points.
+    """
+    inner, square = x @ means.mT, x.square().sum(-1, keepdim=True)
+    length = means.square().sum(-1).unsqueeze(1) - own * (2 * inner - own * square)
+    return (inner - own * square) * length.clamp(min=LEAST_LENGTH**2).rsqrt()
