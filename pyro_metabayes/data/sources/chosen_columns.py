@@ -89,7 +89,8 @@ class ChosenColumns:
         of_file = dict.fromkeys([*self.factors, *text_columns(self.header, inputs)]) if levels is None else {}
         texts = of_file if levels is None else levels
         of_inner: dict[str, None] = {} if self.inner is None else {self.inner: None}
-        reading = Reading(missing, decimal, {**texts, **of_inner}, [self.response] if optional else [])
+        predictors, responses = inputs if levels is None else [], [self.response] if optional else []
+        reading = Reading(missing, decimal, {**texts, **of_inner}, responses, predictors)
         read = read_columns(self.header, self.group, [*inputs, *beside, self.response], reading)
         numbers = dict(
             zip([*inputs, *beside, self.response], torch.from_numpy(read.values.copy()).unbind(1), strict=True)
