@@ -110,7 +110,7 @@ def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:
 
 BAD_FILES = {
     "hours,kind,score\n104,other,3\n": "expected rows with a blank 'score' in new.csv, got none",
-    "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",
+    "hours,score\n104,\n": "got none; there are: hours, score; fix the header of the file",
     "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold a level of the training data (other, private",
     "hours,kind,score\n104,other,-\n": "if the value is missing, leave the cell empty to predict it",
     "hours,kind,score\neight,other,\n": "got 'eight' on line 2 of new.csv; fix the cell, or code a column of text as",

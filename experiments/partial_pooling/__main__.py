@@ -122,8 +122,8 @@ def groups_of(row: Row, folder: Path) -> Groups:
     groups = groups_and_learner(saved_config(run, []), run)[0]
     if groups.num_inner:
         raise UsageError(
-            f"expected one column in data.group, got {groups.roles.group} and {groups.roles.inner} (nested groups), of "
-            "which experiments.effects has the estimates; name one column"
+            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which "
+            "experiments.effects has the estimates; name one column"
         )
     return groups
 

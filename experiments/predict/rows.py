@@ -62,7 +62,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
 def columns_of(roles: Roles, file: Path) -> ChosenColumns:
     """Find the columns of the run in another file, which may lack the column of groups."""
     there = header_of(file, roles.read).names
-    return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
+    return chosen_columns(file, roles.in_header(), grouped=bool(matching(roles.group, there)))
 
 
 def in_units(

@@ -56,8 +56,8 @@ def _refuse_unread_inner_groups(learner: MetaLearner, data: groups.Groups) -> No
     prior = learner.model.prior_over_weights if has(learner.model, HasPrior) else None
     if data.num_inner and not hasattr(prior, "num_inner"):
         raise UsageError(
-            f"expected prior=nested for nested groups, data.group=[{data.roles.group},{data.roles.inner}], got "
-            f"the prior {type(prior).__name__}; set prior=nested"
+            f"expected prior=nested for nested groups, {data.roles.nested}, got the prior {type(prior).__name__}; set "
+            "prior=nested"
         )
 
 

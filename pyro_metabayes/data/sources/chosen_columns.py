@@ -149,16 +149,17 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     Raises:
         UsageError: the file lacks a column, or a column is named twice.
     """
-    header = header_of(file, [*([roles.group] if grouped else []), *roles.read])
-    of_group = header.name_of(roles.group) if grouped else None
-    found, response = [term_of(name, header) for name in roles.predictors], header.name_of(roles.response)
-    names = [PRODUCT.join(term) for term in found]
-    own, texts = _random(roles.random, names), [*map(header.name_of, roles.factors)]
+    header, at = header_of(file, [*([roles.group] if grouped else []), *roles.read]), roles.setting_of
+    of_group = header.name_of(roles.group, at("group")) if grouped else None
+    found = [term_of(name, header, at("predictors")) for name in roles.predictors]
+    response, names = header.name_of(roles.response, at("response")), [PRODUCT.join(term) for term in found]
+    own, texts = _random(roles, names), [header.name_of(name, at("factors")) for name in roles.factors]
     weights, offset, inner = (
-        None if name is None else header.name_of(name) for name in (roles.weights, roles.offset, roles.inner)
+        None if name is None else header.name_of(name, at(role))
+        for role, name in (("weights", roles.weights), ("offset", roles.offset), ("inner", roles.inner))
     )
-    once = [name for name in (of_group, inner, response, weights, offset) if name is not None]
-    _check_names(own, names, once, {name for term in found for name in term})
+    once = {"group": of_group, "inner": inner, "response": response, "weights": weights, "offset": offset}
+    _check_names(roles, {role: name for role, name in once.items() if name is not None}, found, own)
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
         raise UsageError(f"expected data.factors among data.predictors, got '{other[0]}'; add it to data.predictors")
@@ -166,22 +167,38 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     return ChosenColumns(header, of_group, response, terms, own, texts, weights, offset, inner)
 
 
-def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
+def _random(roles: Roles, predictors: Sequence[str]) -> list[str]:
     """Return the names in data.random, each of which must be "intercept" or a predictor."""
     there = [INTERCEPT, *dict.fromkeys(predictors)]
-    if unknown := [name for name in random if not matching(name, there)]:
+    if unknown := [name for name in roles.random if not matching(name, there)]:
         raise UsageError(f"expected names among {', '.join(there)} in data.random, got '{unknown[0]}'; fix data.random")
-    if not random:
+    if not roles.random:
         raise UsageError("expected group-specific weights in data.random, got none; set data.random=[intercept]")
-    return [matching(name, there)[0] for name in random]
+    return [matching(name, there)[0] for name in roles.random]
 
 
-def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequence[str], inputs: set[str]) -> None:
-    """Raise a UsageError if a column has two roles. `once` names the columns that are not predictors."""
-    every = [INTERCEPT, *predictors, *once]
-    twice = [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]
-    if twice := twice or [name for name in once if name in inputs]:
+def _check_names(
+    roles: Roles, once: Mapping[str, str], terms: Sequence[tuple[str, ...]], random: Sequence[str]
+) -> None:
+    """Raise a UsageError if a column has two roles, or one role twice.
+
+    Args:
+        roles: the roles, for messages.
+        once: the columns that are not predictors, by role.
+        terms: the columns of each predictor.
+        random: the predictors with group-specific weights.
+    """
+    names, inputs = [PRODUCT.join(term) for term in terms], {part for term in terms for part in term}
+    within = [name for name in once.values() if name in inputs and name not in names]  # in a product only
+    places: dict[str, list[str]] = {}
+    for role, name in [*once.items(), *(("predictors", name) for name in [*names, *within])]:
+        places.setdefault(name, []).append(role)
+    twice = {name: of for name, of in places.items() if len(of) > 1 or name == INTERCEPT}
+    twice |= {name: ["random"] for name in random if random.count(name) > 1}
+    for name, of in twice.items():
+        settings = " or ".join(dict.fromkeys(map(roles.setting_of, of)))
+        constant = f" ('{INTERCEPT}' names the constant)" if name == INTERCEPT else ""
         raise UsageError(
-            "expected different columns in data.group, predictors, response, weights and offset, and in random, got "
-            f"'{twice[0]}' twice; remove '{twice[0]}' from one of them ('{INTERCEPT}' names the constant)"
+            "expected different columns as group, response, predictors, weights and offset, and as random effects, got "
+            f"'{name}' twice{constant}; remove it from {settings}"
         )

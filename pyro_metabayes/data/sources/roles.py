@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from pyro_metabayes.data.sources.header import Header, Name, matching
 from pyro_metabayes.data.sources.scales import INTERCEPT
@@ -27,6 +27,23 @@ class Roles:
     weights: Name = None  # None: all rows have weight 1
     offset: Name = None  # None: 0
     inner: Name = None  # smaller groups within the groups; None: there are none
+    named_in: Mapping[str, str] = field(default_factory=dict)  # for messages: where the user named the column of a role
+
+    def setting_of(self, role: str) -> str:
+        """Return where the user named the columns of a role, such as "data.group" or "data.formula"."""
+        return self.named_in.get(role, f"data.{'group' if role == 'inner' else role}")
+
+    def in_header(self) -> Roles:
+        """Return the roles of a trained run, whose columns are fixed: only the header of another file can change."""
+        return replace(self, named_in=dict.fromkeys((role.name for role in fields(self)), "the header of the file"))
+
+    @property
+    def nested(self) -> str:
+        """Nested groups as the user named them, for messages."""
+        setting = self.setting_of("group")
+        if setting == "data.group":
+            return f"data.group=[{self.group},{self.inner}]"
+        return f"{self.group}/{self.inner} in {setting}"
 
     @property
     def beside(self) -> list[Name]:
@@ -46,10 +63,13 @@ def parts_of(name: Name) -> list[Name]:
     return [*name.split(PRODUCT)] if isinstance(name, str) and PRODUCT in name else [name]
 
 
-def term_of(name: Name, header: Header) -> tuple[str, ...]:
-    """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one."""
+def term_of(name: Name, header: Header, setting: str) -> tuple[str, ...]:
+    """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one.
+
+    `setting` names the predictor, for messages.
+    """
     names = [name] if matching(name, header.names) else parts_of(name)
-    return tuple(header.name_of(part) for part in names)
+    return tuple(header.name_of(part, setting) for part in names)
 
 
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
