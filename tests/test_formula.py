@@ -44,11 +44,11 @@ REFUSED = {
     "y": "expected data.formula like 'score ~ hours + (hours | school)', got 'y'",
     "~ x + (1 | g)": "expected data.formula like",
     "y ~ x + (1 | g) ~ z": "expected data.formula like",
-    "y ~ x + + (1 | g": "expected a closing parenthesis for each opening one in data.formula, got 'y ~ x + + (1 | g'; add )",
-    "y ~ (x + (1 | g)": "expected a closing parenthesis for each opening one in data.formula, got 'y ~ (x + (1 | g)'",
-    "y ~ x + 1 | g)": "expected an opening parenthesis for each closing one in data.formula, got 'y ~ x + 1 | g)'; add (",
-    "y ~ x) + (1 | g": "expected an opening parenthesis for each closing one in data.formula",
-    "factor(y ~ x + (1 | g)": "expected a closing parenthesis for each opening one in data.formula",
+    "y ~ x + + (1 | g": "got 'y ~ x + + (1 | g', in which one is not closed; add ) or remove (",
+    "y ~ (x + (1 | g)": "expected balanced parentheses in data.formula, got 'y ~ (x + (1 | g)', in which one is not clo",
+    "y ~ x + 1 | g)": "got 'y ~ x + 1 | g)', in which one is not opened; add ( or remove )",
+    "y ~ x) + (1 | g": "in which one is not opened",
+    "factor(y ~ x + (1 | g)": "in which one is not closed",
     "y ~ x + * (1 | g)": "expected data.formula like",
     "y ~ x + (x | a/b)": "expected only an intercept for 'b' in (x | a/b), got other effects; write (x | a) + (1",
     "y ~ x + (x | a) + (x | a:b)": "got (x | a) and (x | a:b): crossed groups; keep one of these terms; nested",
@@ -100,7 +100,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             x, z = noise.normal(size=2)
             kind = "uvw"[row % 3]
             y = 3 + effect + 2 * x - z + 0.7 * x * z + {"u": 0, "v": 1, "w": -1 + x}[kind] + 0.3 * noise.normal()
-            lines.append(f"g{group},a{group % 3},b{row % 2},1,{x:.4f},{z:.4f},{row + 1},{kind},{y:.4f},{2 * round(x, 4):.4f},{x + 1e3:.4f}")
+            others = f"{2 * round(x, 4):.4f},{x + 1e3:.4f}"
+            lines.append(f"g{group},a{group % 3},b{row % 2},1,{x:.4f},{z:.4f},{row + 1},{kind},{y:.4f},{others}")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -115,7 +116,7 @@ def test_formulas_of_other_models_are_refused_by_name(formula: str, table: Path)
 OTHERS = {
     "data.formula=y ~ x + (1 | h)": "expected one column 'h' in t.csv, got none; there are: g, a, b, one, x, z, n",
     "data.formula=y ~ xx + (1 | g)": "expected one column 'xx' in t.csv, got none",
-    "data.formula=y ~ x + (1 | one)": "expected at least two groups in column 'one' of t.csv, got one; fix data.formula",
+    "data.formula=y ~ x + (1 | one)": "two groups in column 'one' of t.csv, got one; fix data.formula",
     "data.formula=y ~ x + one + (1 | g)": "expected numbers that differ in column 'one' of t.csv",
     "data.formula=y ~ far + (0 + far | g)": "expected 'intercept' beside 'far' as random effects in "
     "data.formula, got only slopes: all lines meet at far = 0, far from the data",
@@ -166,9 +167,7 @@ ABSENT: dict[str, list[dict[str, object]]] = {
 
 
 @pytest.mark.parametrize(("setting", "given"), [(name, one) for name, cases in ABSENT.items() for one in cases])
-def test_a_column_that_is_not_there_is_named_with_its_setting(
-    setting: str, given: dict[str, Any], table: Path
-) -> None:
+def test_a_column_that_is_not_there_is_named_with_its_setting(setting: str, given: dict[str, Any], table: Path) -> None:
     with pytest.raises(UsageError, match=rf"^expected one column 'nope' in t.csv, got none; .*; fix {setting}$"):
         load(path="t.csv", **given)
 

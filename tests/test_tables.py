@@ -181,13 +181,11 @@ def test_the_order_of_the_rows_does_not_decide_what_is_text(what: str, tmp_path:
 
 @pytest.mark.parametrize("column", ["x", "y"])
 @pytest.mark.parametrize("cell", ["n.a.", "-", "?", "--", "#N/A", "unknown", " * "])
-def test_a_cell_that_may_be_missing_is_refused_with_the_remedy_for_gaps(
-    cell: str, column: str, tmp_path: Path
-) -> None:
-    remedy = "fix the cell; if the value is missing, leave the cell empty, and set data.missing=drop to leave out the row"
+def test_a_cell_that_may_be_missing_is_refused_with_the_remedy_for_gaps(cell: str, column: str, tmp_path: Path) -> None:
+    remedy = "if the value is missing, leave the cell empty, and set data.missing=drop to leave out the row"
     with pytest.raises(UsageError) as caught:
         loaded(with_cell(cell, 5, column), tmp_path)
-    assert str(caught.value).endswith(f"got '{cell}' on line 5 of {tmp_path / 't.csv'}; {remedy}")
+    assert str(caught.value).endswith(f"got '{cell}' on line 5 of {tmp_path / 't.csv'}; fix the cell; {remedy}")
     assert len(loaded(with_cell("", 5, column), tmp_path, missing="drop").points.points) == 5
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_metabayes.data.sources.header import Header, Name, header_of, matching
-from pyro_metabayes.data.sources.roles import PRODUCT, Roles, check_margins, term_of
+from pyro_metabayes.data.sources.header import Header, header_of, matching
+from pyro_metabayes.data.sources.roles import PRODUCT, Roles, check_margins, check_names, term_of
 from pyro_metabayes.data.sources.row_weights import check_weights
 from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.data.sources.table import Reading, read_columns, text_columns
@@ -159,7 +159,7 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
         for role, name in (("weights", roles.weights), ("offset", roles.offset), ("inner", roles.inner))
     )
     once = {"group": of_group, "inner": inner, "response": response, "weights": weights, "offset": offset}
-    _check_names(roles, {role: name for role, name in once.items() if name is not None}, found, own)
+    check_names(roles, {role: name for role, name in once.items() if name is not None}, found, own)
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
         raise UsageError(f"expected data.factors among data.predictors, got '{other[0]}'; add it to data.predictors")
@@ -175,30 +175,3 @@ def _random(roles: Roles, predictors: Sequence[str]) -> list[str]:
     if not roles.random:
         raise UsageError("expected group-specific weights in data.random, got none; set data.random=[intercept]")
     return [matching(name, there)[0] for name in roles.random]
-
-
-def _check_names(
-    roles: Roles, once: Mapping[str, str], terms: Sequence[tuple[str, ...]], random: Sequence[str]
-) -> None:
-    """Raise a UsageError if a column has two roles, or one role twice.
-
-    Args:
-        roles: the roles, for messages.
-        once: the columns that are not predictors, by role.
-        terms: the columns of each predictor.
-        random: the predictors with group-specific weights.
-    """
-    names, inputs = [PRODUCT.join(term) for term in terms], {part for term in terms for part in term}
-    within = [name for name in once.values() if name in inputs and name not in names]  # in a product only
-    places: dict[str, list[str]] = {}
-    for role, name in [*once.items(), *(("predictors", name) for name in [*names, *within])]:
-        places.setdefault(name, []).append(role)
-    twice = {name: of for name, of in places.items() if len(of) > 1 or name == INTERCEPT}
-    twice |= {name: ["random"] for name in random if random.count(name) > 1}
-    for name, of in twice.items():
-        settings = " or ".join(dict.fromkeys(map(roles.setting_of, of)))
-        constant = f" ('{INTERCEPT}' names the constant)" if name == INTERCEPT else ""
-        raise UsageError(
-            "expected different columns as group, response, predictors, weights and offset, and as random effects, got "
-            f"'{name}' twice{constant}; remove it from {settings}"
-        )

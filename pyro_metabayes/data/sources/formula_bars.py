@@ -14,17 +14,14 @@ BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
 
 def check_parentheses(formula: str) -> None:
     """Raise a UsageError if a parenthesis of a formula is not closed, or not opened. Names in backticks are skipped."""
-    depth = 0
+    depth = lowest = 0
     for sign in _without_names(formula):
         depth += (sign == "(") - (sign == ")")
-        if depth < 0:
-            raise UsageError(
-                f"expected an opening parenthesis for each closing one in data.formula, got '{formula}'; add ( or "
-                "remove )"
-            )
-    if depth > 0:
+        lowest = min(lowest, depth)
+    if lowest or depth:
+        which, remedy = ("opened", "add ( or remove )") if lowest else ("closed", "add ) or remove (")
         raise UsageError(
-            f"expected a closing parenthesis for each opening one in data.formula, got '{formula}'; add ) or remove ("
+            f"expected balanced parentheses in data.formula, got '{formula}', in which one is not {which}; {remedy}"
         )
 
 

@@ -100,7 +100,10 @@ def load(
     read = chosen.read(missing, decimal, {} if given and levels is None else levels)
     names = {name: number for number, name in enumerate(dict.fromkeys(read.keys))}
     if len(names) < 2:
-        raise UsageError(f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix {roles.setting_of('group')}")
+        raise UsageError(
+            f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix "
+            + roles.setting_of("group")
+        )
     place = torch.tensor([names[key] for key in read.keys])
     splits = splits_of(len(names), train, val, seed)
     refuse_other_family(read.values[:, -1], family, read.columns[-1], file)

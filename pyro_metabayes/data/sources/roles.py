@@ -72,6 +72,32 @@ def term_of(name: Name, header: Header, setting: str) -> tuple[str, ...]:
     return tuple(header.name_of(part, setting) for part in names)
 
 
+def check_names(roles: Roles, once: Mapping[str, str], terms: Sequence[tuple[str, ...]], random: Sequence[str]) -> None:
+    """Raise a UsageError if a column has two roles, or one role twice.
+
+    Args:
+        roles: the roles, for messages.
+        once: the columns that are not predictors, by role.
+        terms: the columns of each predictor.
+        random: the predictors with group-specific weights.
+    """
+    names, inputs = [PRODUCT.join(term) for term in terms], {part for term in terms for part in term}
+    within = [name for name in once.values() if name in inputs and name not in names]  # in a product only
+    places: dict[str, list[str]] = {}
+    for role, name in [*once.items(), *(("predictors", name) for name in [*names, *within])]:
+        places.setdefault(name, []).append(role)
+    twice = {name: of for name, of in places.items() if len(of) > 1 or name == INTERCEPT}
+    twice |= {name: ["random"] for name in random if random.count(name) > 1}
+    if twice:
+        name, of = next(iter(twice.items()))
+        settings = " or ".join(dict.fromkeys(map(roles.setting_of, of)))
+        constant = f" ('{INTERCEPT}' names the constant)" if name == INTERCEPT else ""
+        raise UsageError(
+            "expected different columns as group, response, predictors, weights and offset, and as random effects, got "
+            f"'{name}' twice{constant}; remove it from {settings}"
+        )
+
+
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
     """Raise a UsageError for an interaction without lower-order terms, or a term that names a column twice.
 
