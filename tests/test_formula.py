@@ -45,7 +45,7 @@ REFUSED = {
     "~ x + (1 | g)": "expected data.formula like",
     "y ~ x + (1 | g) ~ z": "expected data.formula like",
     "y ~ x + + (1 | g": "got 'y ~ x + + (1 | g', in which one is not closed; add ) or remove (",
-    "y ~ (x + (1 | g)": "expected balanced parentheses in data.formula, got 'y ~ (x + (1 | g)', in which one is not clo",
+    "y ~ (x + (1 | g)": "expected balanced parentheses in data.formula, got 'y ~ (x + (1 | g)', in which one is",
     "y ~ x + 1 | g)": "got 'y ~ x + 1 | g)', in which one is not opened; add ( or remove )",
     "y ~ x) + (1 | g": "in which one is not opened",
     "factor(y ~ x + (1 | g)": "in which one is not closed",

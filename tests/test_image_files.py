@@ -149,7 +149,7 @@ def test_a_broken_link_is_named(place: str, tmp_path: Path) -> None:
     (tmp_path / place).unlink(missing_ok=True)
     (tmp_path / place).symlink_to("/nowhere/x.png")
     name = place.rpartition("/")[2]
-    with pytest.raises(UsageError, match=rf"got 1 broken links: {name} leads to /nowhere/x.png, .*; fix or remove"):
+    with pytest.raises(UsageError, match=rf"got 1 broken link: {name} leads to /nowhere/x.png, .*; fix or remove"):
         image_folder.load(str(tmp_path), size=4)
 
 

@@ -98,7 +98,7 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     out = ran("predict", "run", "new.csv", "--out", "two.csv").out
     first, second, third = rows_of("two.csv")
     assert float(first["mean"]) > float(second["mean"]) + 5 and second["mean"] == third["mean"]
-    assert "note: 1 groups have the same names as groups in the data of the run, such as 'school1'" in out
+    assert "note: 1 group of the file is also in the data of the run, such as 'school1'; predictions use the" in out
 
 
 def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:

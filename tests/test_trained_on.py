@@ -185,7 +185,7 @@ def test_a_classifier_warns_of_its_queries_and_not_in_fit() -> None:
     support, labels, query = (x[0].numpy() for x in (tasks.support_x, tasks.support_y, tasks.query_x))
     classifier = FewShotClassifier(learner_of("sib"), num_samples=2).fit(support, labels)
     classifier.predict(query)
-    with pytest.warns(UnfamiliarTasks, match=r"got 1 queries \(trained on 18\)"):
+    with pytest.warns(UnfamiliarTasks, match=r"got 1 query \(trained on 18\)"):
         classifier.predict(query[:1])
 
 

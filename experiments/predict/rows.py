@@ -14,7 +14,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.effects.widening import errors_of_run, widened
@@ -106,8 +106,9 @@ def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
     known = sorted(set(read.keys) & set(groups.names)) if column else []
     if known:
         print(
-            f"note: {len(known)} groups have the same names as groups in the data of the run, such as '{known[0]}'; "
-            "they are predicted from the rows of this file alone"
+            f"note: {how_many(len(known), 'group of the file is', 'groups of the file are')} also in the data of the "
+            f"run, such as '{known[0]}'; predictions use the rows of the file alone, so put known rows of such a group "
+            "into it"
         )
 
 
