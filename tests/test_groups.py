@@ -380,7 +380,7 @@ def test_groups_run_with_every_guide_that_suits_them(
     small = ("train.steps=2", "eval.tasks=4", "train.validation_tasks=4", "train.tasks_per_step=4")
     arguments = (*READ, "data.path=t.csv", "data.random=[intercept,a]", f"guide={guide}", *small)
     out = ran("run", *arguments, "task.shot=1", "hydra.run.dir=run").out
-    assert "1 support points, at most " in out, "a group has the queries that it has"
+    assert "1 support point, at most " in out, "a group has the queries that it has"
     results = results_of(Path("run"))
     assert results["data"] == "groups" and all(
         isinstance(results[name], float) for name in ("rmse", "coverage90", "elbo")

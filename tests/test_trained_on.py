@@ -88,7 +88,7 @@ def test_it_warns_once_and_names_what_is_outside(
     share = TaskRange.of(episodes).largest_share or 0
     expected = {
         "classes (trained on": way != WAY,
-        "shots (trained on": shot != SHOT,
+        f"shot{'s' * (shot > 1)} (trained on": shot != SHOT,
         "queries (trained on": num_queries < trained / 2 or num_queries > 2 * trained,
         "most frequent class": door == "evaluate" and way == WAY and share > 1 / WAY + 0.1,
     }

@@ -102,7 +102,7 @@ def load(
     if len(names) < 2:
         raise UsageError(
             f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix "
-            + roles.setting_of("group")
+            f"{roles.setting_of('group')}, or add groups"
         )
     place = torch.tensor([names[key] for key in read.keys])
     splits = splits_of(len(names), train, val, seed)
