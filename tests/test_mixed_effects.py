@@ -167,6 +167,19 @@ def test_a_run_without_steps_is_maximum_likelihood(
         assert float(row["run"]) == pytest.approx(float(row["closed form"]), rel=2e-3, abs=1e-3)
 
 
+def test_a_run_with_independent_effects_is_maximum_likelihood(
+    metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run starts at the estimates without covariances, and the closed form beside the effects is the same."""
+    monkeypatch.chdir(tmp_path)
+    ran("run", "data=sleepstudy", "guide=exact", "prior=gaussian", "train.steps=0", "hydra.run.dir=run")
+    values = results_of(Path("run"))["log_likelihood"]
+    assert values["learned"] == pytest.approx(values["closed_form"], abs=1e-3) and values["closed_form"] < -875.98
+    ran("effects", "run")
+    for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines()):
+        assert float(row["run"]) == pytest.approx(float(row["closed form"]), rel=2e-3, abs=1e-3)
+
+
 def test_effects_are_drawn_from_their_gaussian() -> None:
     """4,000 draws at the same parameters: means within 5 standard errors, sds within 8%."""
     episodes = ragged(num_tasks=40)

@@ -98,7 +98,13 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     out = ran("predict", "run", "new.csv", "--out", "two.csv").out
     first, second, third = rows_of("two.csv")
     assert float(first["mean"]) > float(second["mean"]) + 5 and second["mean"] == third["mean"]
-    assert "note: 1 group of the file is also in the data of the run, such as 'school1'; predictions use the" in out
+    note = "in the data of the run, such as 'school1', but without a known row in this file; predictions use the rows"
+    assert f"note: 1 group is {note}" in out
+    Path("new.csv").write_text(
+        "school,hours,kind,score\nschool1,104,other,90\nschool1,105,other,\nschool2,105,other,\n"
+    )
+    out = ran("predict", "run", "new.csv", "--out", "three.csv").out
+    assert "1 group is in the data of the run, such as 'school2'" in out
 
 
 def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:

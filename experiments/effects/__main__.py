@@ -24,7 +24,7 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit, effects_of_run
 from pyro_metabayes.experiments.effects.tables import effect_rows, prior_rows
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects
-from pyro_metabayes.experiments.runs.grouped_data import log_likelihoods
+from pyro_metabayes.experiments.runs.grouped_data import has_independent_effects, log_likelihoods
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import Row, csv_table
 from pyro_metabayes.storage.checkpoint import write_atomically
@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
         )
     run = effects_of_run(groups, learner)
-    fitted = groups.estimates() if learner.model.canonical else None
-    closed = None if fitted is None else effects_of_fit(groups, fitted)
+    independent = has_independent_effects(learner, groups)
+    fitted = groups.estimates(diagonal=independent) if learner.model.canonical else None
+    closed = None if fitted is None else effects_of_fit(groups, fitted, independent)
     methods = {"run": run} | ({} if closed is None else {"closed form": closed})
     prior, effects = prior_rows(groups, methods), effect_rows(groups, run, closed, fitted)
     for name, rows in {"prior.csv": prior, "effects.csv": effects}.items():

@@ -91,17 +91,18 @@ def _with_errors(groups: Groups, learner: MetaLearner, standard: StandardisedEst
     return _in_units(groups, standard)
 
 
-def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
+def effects_of_fit(groups: Groups, fitted: MixedEffects, diagonal: bool = False) -> Effects:
     """Return the closed-form maximum-likelihood estimates of the prior, and the posterior of each group.
 
     Args:
         groups: the groups of the file.
         fitted: the maximum-likelihood estimates of the linear mixed model.
+        diagonal: whether covariances of the effects are fixed at 0.
     """
     of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
-    of_parameters = errors_of_parameters(groups, standard, diagonal=False)
-    return _in_units(groups, standard, fitted.errors, of_parameters, groups.estimation_errors())
+    of_parameters = errors_of_parameters(groups, standard, diagonal)
+    return _in_units(groups, standard, fitted.errors, of_parameters, groups.estimation_errors(diagonal))
 
 
 def _in_units(

@@ -103,12 +103,14 @@ def _setting(setup: RunSetup, name: str, default: str) -> str:
 
 
 def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
-    known = sorted(set(read.keys) & set(groups.names)) if column else []
-    if known:
+    """Print a note about groups in the data of the run of which the file has no known row."""
+    labelled = {key for key, label in zip(read.keys, read.values[:, -1].tolist(), strict=True) if label == label}
+    unknown = sorted((set(read.keys) & set(groups.names)) - labelled) if column else []
+    if unknown:
         print(
-            f"note: {how_many(len(known), 'group of the file is', 'groups of the file are')} also in the data of the "
-            f"run, such as '{known[0]}'; predictions use the rows of the file alone, so put known rows of such a group "
-            "into it"
+            f"note: {how_many(len(unknown), 'group is', 'groups are')} in the data of the run, such as '{unknown[0]}', "
+            "but without a known row in this file; predictions use the rows of this file alone, so put the known rows "
+            "of the group into it"
         )
 
 

@@ -66,6 +66,12 @@ def _refuse_unread_inner_groups(learner: MetaLearner, data: groups.Groups) -> No
         )
 
 
+@torch.no_grad()
+def has_independent_effects(learner: MetaLearner, source: groups.Groups) -> bool:
+    """Return whether the prior fixes the covariances of the effects of a group at 0."""
+    return isinstance(innermost(learner.model.prior(source.whole().observed())), Normal)
+
+
 def reads_new_groups(config: Config, saved: Mapping[str, Any]) -> bool:
     """Return whether a run on data=groups is evaluated on a file without its training groups.
 
