@@ -50,10 +50,11 @@ check: $(PACKAGE)
 	$(BIN)/ruff format --check .
 	cd $(PACKAGE) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pyro_metabayes
 
+# With --quiet, mkdocs would not count warnings, and --strict would let them pass.
 docs: $(READY_DOCS) $(PACKAGE)
 	$(BIN)/python docs/site/notebooks.py
 	$(BIN)/python docs/site/pages.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site: build/site/index.html"
 
 # Each notebook with its outputs, beside its text. METABAYES_DATA names the folder of the table of the fifth.

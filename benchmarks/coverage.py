@@ -24,17 +24,21 @@ from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.collapse import HALF_OF_90
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.text_table import text_table
-from pyro_metabayes.experiments.effects.estimates import effects_of_fit
+from pyro_metabayes.experiments.effects.estimates import standardised_of_fit
+from pyro_metabayes.experiments.effects.widening import widened_effects
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import predicted, simulated
 from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.prediction.averages import masked_mean
 
 KNOWN = (0, 3)  # numbers of known points of a new group
 INTERVALS = ("plug-in", "with errors")
+FEWEST = 2  # splits or drawn tables that have a spread
 
 
 def table_of(name: str) -> Groups:
@@ -48,7 +52,7 @@ def shares(table: Groups, effects: Tensor, true: MixedEffects, generator: Genera
     if fitted is None or errors is None:
         return {}
     found = {f"new group, {shot} points": of_new_groups(table, fitted, errors, shot, generator) for shot in KNOWN}
-    return found | {"effects": of_effects(table, fitted, effects, true)}
+    return found | {"effects": of_effects(table, fitted, errors, effects, true)}
 
 
 def of_new_groups(
@@ -63,10 +67,12 @@ def of_new_groups(
     return plug_in.item(), with_errors.item()
 
 
-def of_effects(table: Groups, fitted: MixedEffects, effects: Tensor, true: MixedEffects) -> tuple[float, float]:
+def of_effects(
+    table: Groups, fitted: MixedEffects, errors: EstimationErrors, effects: Tensor, true: MixedEffects
+) -> tuple[float, float]:
     own, train = len(true.covariance), table.splits["train"]
     truth = table.scales.effects_in_units(true.coefficients[:own] + effects, true.coefficients[own:])[train]
-    estimates = effects_of_fit(table, fitted).estimates
+    estimates = widened_effects(table, standardised_of_fit(table, fitted), errors)
     distance = (truth - estimates.effects[train]).abs()
     reaches = HALF_OF_90 * estimates.effects_sd, estimates.reach
     plug_in, with_errors = ((distance < reach[train]).double().mean() for reach in reaches)
@@ -81,6 +87,7 @@ def rows_of_splits(name: str, num_splits: int) -> list[dict[str, str]]:
         fitted, errors = split.estimates(), split.estimation_errors()
         if fitted is not None and errors is not None:
             found.append(of_new_groups(split, fitted, errors, max(KNOWN), generator))
+    check_number(found, f"splits of {name}", num_splits)
     return [
         {"table": name, "interval": kind, "test groups": str(len(split.splits["test"])), "splits": str(len(found))}
         | {"mean": f"{values.mean():.3f}", "sd": f"{values.std(ddof=1):.3f}"}
@@ -91,6 +98,10 @@ def rows_of_splits(name: str, num_splits: int) -> list[dict[str, str]]:
 
 def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
     groups, generator = table_of(name), Generator().manual_seed(0)
+    if num_groups >= (most := len(groups.names)):
+        raise UsageError(
+            f"expected --groups < {most}, the number of groups of {name}, got {num_groups}; lower --groups"
+        )
     true = groups.estimates()
     assert true is not None
     drawn: list[dict[str, tuple[float, float]]] = []
@@ -100,11 +111,21 @@ def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
         table = replace(table, splits={"train": order[:num_groups], "test": order[num_groups:]})
         if found := shares(table, effects, true, generator):
             drawn.append(found)
+    check_number(drawn, f"drawn tables of {name}", num_tables)
     return [
         {"table": name, "interval": kind, "tables": str(len(drawn))}
         | {title: _share([found[kind][place] for found in drawn]) for place, title in enumerate(INTERVALS)}
         for kind in drawn[0]
     ]
+
+
+def check_number(found: Sequence[object], what: str, of: int) -> None:
+    """Check that enough of the likelihoods have a maximum for a mean with an interval."""
+    if len(found) < FEWEST:
+        raise UsageError(
+            f"expected a likelihood with a maximum in at least {FEWEST} of {of} {what}, got {len(found)}; train on "
+            "more groups"
+        )
 
 
 def _share(values: Sequence[float]) -> str:
@@ -115,8 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=int, default=10, help="number of training groups")
     parser.add_argument("--draws", type=int, default=200, help="number of drawn tables")
-    parser.add_argument("--splits", type=int, default=0, help="number of random splits of the table itself")
+    parser.add_argument("--splits", type=int, help="number of random splits of the table itself")
     options = parse_tables(parser, arguments)
+    for name, least in {"groups": 1, "draws": FEWEST, "splits": FEWEST}.items():
+        if (value := getattr(options, name)) is not None and value < least:
+            parser.error(f"expected --{name} >= {least}, got {value}")
     every: list[dict[str, str]] = []
     for name in options.tables:
         of_table = rows_of_splits(name, options.splits) if options.splits else rows(name, options.groups, options.draws)
@@ -126,4 +150,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

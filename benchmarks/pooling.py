@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import range_of_coverage, scores_of
@@ -110,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--guide", default="partial_pooling")
     parser.add_argument("--seeds", type=int, default=1)
     options = parse_tables(parser, arguments)
+    if options.seeds < 1:
+        parser.error(f"expected --seeds >= 1, got {options.seeds}")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
@@ -120,4 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

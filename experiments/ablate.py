@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.experiments.cli.command import CONF, run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
-from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
+from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
@@ -159,10 +159,9 @@ def _query_set(entry: ScoredRow) -> str:
 
 
 def accuracy_of(entry: ScoredRow) -> tuple[float, float]:
-    """Return the accuracy and the half width of its 95% interval in per cent, each averaged over seeds."""
-    accuracies = [run.results["accuracy"] for run in entry.runs]
-    mean, ci95 = (100 * sum(accuracy[name] for accuracy in accuracies) / len(accuracies) for name in ("mean", "ci95"))
-    return mean, ci95
+    """Return the accuracy and the half width of its 95% interval over tasks, as in the table, in per cent."""
+    mean, ci95 = mean_and_ci95(entry.runs, "accuracy")
+    return 100 * mean, 100 * ci95
 
 
 def _part_index(entries: Sequence[ScoredRow], entry: ScoredRow) -> int:

@@ -18,12 +18,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
+from pyro_metabayes.evaluation.intervals import over_runs
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.sweeps import another_folder
 from pyro_metabayes.experiments.cli.text_table import WIDTH, narrow, text_table
-from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
+from pyro_metabayes.experiments.runs.comparison import mean_and_ci95, mean_metric
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent
+from pyro_metabayes.experiments.runs.tables import markdown_table, number, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict
@@ -34,6 +35,7 @@ INTERVALS = (
     "95% intervals: those of the accuracies are over tasks, given backbones and classes; those of 'ours, over runs' "
     "are over training runs (Student's t over backbones, or over seeds if all runs share one backbone)."
 )
+EMPTY = dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": "not run", "seeds": "-", "seconds": "-"}  # no runs
 
 
 @dataclass
@@ -51,10 +53,11 @@ class TableConfig:
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     rows = [row for row in chosen_rows(config.table, config.size, config.parts) if possible(row, config)]
-    claim(folder, f"table={config.name} size={config.size}")
+    advice = another_folder()
+    claim(folder, f"table={config.name} size={config.size}", advice)
     jobs, _ = jobs_of(rows, folder, {})
     try:
-        run_grid(jobs, config.workers, "table")
+        run_grid(jobs, config.workers, "table", advice)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the table") from None
     section = section_of(config.name, config.table, config.size == "smoke", folder)
@@ -96,6 +99,7 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
         *tables_by_setting(table_of(table, rows, folder)),
+        *not_run(table, rows, folder),
         INTERVALS,
         f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
@@ -110,6 +114,14 @@ def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
         chosen = [{name: row[name] for name in row if name != "setting"} for row in rows if row["setting"] == setting]
         lines += [f"### {setting}", *map(markdown_table, narrow(chosen, width=200))]
     return lines
+
+
+def not_run(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
+    """Return a list in Markdown, if any, of the settings without finished runs that need a device, and their cost."""
+    missing = dict.fromkeys(row.part for row in rows if not finished_runs(row, folder))
+    parts = [part for part in map(table["parts"].__getitem__, missing) if "needs" in part]
+    items = [f"- {part['setting']}: needs {part['needs']}, {part['estimate']}" for part in parts]
+    return ["Not run:", "\n".join(items)] if items else []
 
 
 def with_section(path: Path, name: str, section: str) -> str:
@@ -151,20 +163,15 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
     for name in KINDS.values():
         line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": own if name == kind else "-"}
     line["ours, over runs"] = _over_runs(runs) if runs else "-"
-    return line | (_score_cells(results) if runs else _empty_cells(part))
+    return line | (_score_cells(runs) if runs else EMPTY)
 
 
-def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
-    """Return the cells of a row without finished runs, with the reason."""
-    reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
-    return dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
-
-
-def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the cells of a row with finished runs: means over seeds."""
+def _score_cells(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the cells of a row with finished runs: means over tasks, and seconds of the average run."""
+    results = [run.results for run in runs]
     return {
-        "NLL": f"{np.mean([run['nll'] for run in results]):.3f}",
-        "ECE": f"{np.mean([run['ece'] for run in results]):.3f}",
+        "NLL": number(mean_metric(runs, "nll")),
+        "ECE": number(mean_metric(runs, "ece")),
         "prior": verdict([run["collapsed"] for run in results]),
         "tasks": str(results[0]["tasks"]),
         "seeds": ", ".join(str(run["seed"]) for run in results),
@@ -174,8 +181,7 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _accuracy(runs: Sequence[Run]) -> str:
     """Return the accuracy over the tasks of all seeds. The 95% interval takes backbones and classes as given."""
-    tasks = over_tasks((run, run.per_task["accuracy"]) for run in runs)
-    return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))
+    return per_cent(*mean_and_ci95(runs, "accuracy"))
 
 
 def _over_runs(runs: Sequence[Run]) -> str:

@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pyro_metabayes.errors import UsageError, how_many
-from pyro_metabayes.experiments.cli.command import ANOTHER_FOLDER, keep_settings, run_command
+from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.overrides import unquoted
-from pyro_metabayes.experiments.cli.sweeps import job_name
+from pyro_metabayes.experiments.cli.sweeps import another_folder, job_name
 from pyro_metabayes.experiments.runs.notes import note_division, note_low_likelihood, note_poor_result
 from pyro_metabayes.experiments.runs.tables import results_text
 from pyro_metabayes.experiments.runs.train import run, train_along
@@ -59,10 +59,10 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
             raise UsageError(f"expected a new folder, got {folder}, which already holds a run; {remedy}")
         if replace(saved_config(folder, []).with_absolute_path(), estimated={}) != config.with_absolute_path():
             conflict = f"{folder}, which holds a run with other settings"
-            remedy = "continue it with its own settings, or name another folder: hydra.sweep.dir=DIR"
+            remedy = f"continue it with its own settings, or {another_folder()}"
             raise UsageError(f"expected a new folder, got {conflict}; {remedy}")
     elif (folder / "results.json").exists():
-        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; {ANOTHER_FOLDER}")
+        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; {another_folder()}")
     else:
         keep_settings(composed, folder)
     return config

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.capabilities import FollowsGuide, HasPrior
 from pyro_metabayes.inference.descent import descend, hold_steps, loss_gradient
 from pyro_metabayes.inference.family import ClassCovariance, Scale, class_entropies
@@ -65,8 +65,7 @@ class Guide(pyro_metabayes.Guide):
         between: float = 0.0,
     ) -> None:
         super().__init__(model)
-        if posterior not in ("normal", "amortized"):
-            raise UsageError(f"expected guide.posterior to be one of normal, amortized, got '{posterior}'")
+        check_choice("guide.posterior", posterior, ("normal", "amortized"))
         if min(label_precision, between) < 0:
             got = f"{label_precision=} and {between=}"
             raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")

@@ -37,7 +37,8 @@ class Model(LinearRegression):
         prior: prior over the effects of a group.
         num_targets: Y, the number of values in one label.
         num_features: D, the number of features.
-        num_weights: R, the number of leading features z_i whose effects vary by group.
+        num_weights: R, the number of leading features z_i whose effects vary by group. With nested groups, the last of
+            these features are the indicators of inner groups.
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
@@ -73,10 +74,10 @@ class Model(LinearRegression):
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
         """Set prior, beta and noise to maximum-likelihood estimates, before training."""
-        num_own, noise = self._shape[-1], estimates.noise
-        least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
-        self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
-        self.beta.data.copy_(estimates.coefficients[num_own:])
+        num_random, noise = self._shape[-1], estimates.noise
+        least = LEAST_VARIANCE * noise**2 * torch.eye(num_random, dtype=noise.dtype)
+        self.prior_over_weights.start_at_moments(estimates.coefficients[:num_random], estimates.covariance + least)
+        self.beta.data.copy_(estimates.coefficients[num_random:])
         if self.log_noise.requires_grad:
             self.log_noise.data.copy_(noise.log())
 
@@ -138,5 +139,5 @@ class Model(LinearRegression):
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split the features x_i = (z_i, v_i). Return z, whose effects vary by group, and beta v, the shared part."""
-        num_own, num_shared = self._shape[-1], self.beta.shape[-1]
-        return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT
+        num_random, num_shared = self._shape[-1], self.beta.shape[-1]
+        return x[..., :num_random], x[..., num_random : num_random + num_shared] @ self.beta.mT

@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.capabilities import Pullback
 from pyro_metabayes.models import few_shot_classifier
 from pyro_metabayes.models.heads import Head
@@ -123,8 +123,7 @@ class Model(few_shot_classifier.Model):
                 "expected tasks with base classes for model=lwof, got tasks without base classes; set "
                 "task.base_query > 0, and choose data of classes"
             )
-        if inner not in INNER:
-            raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
+        check_choice("model.inner", inner, INNER)
         if scale <= 0:
             raise UsageError(f"expected model.scale > 0, got {scale}")
         super().__init__(head, BaseClasses(num_base_classes, num_weights, scale), observe)

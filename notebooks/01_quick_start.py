@@ -126,7 +126,7 @@ print("right:", (answers == truth).sum(), "of", len(truth))
 # `sib` uses all queries of the task at once, without their labels, and moves the class weights towards the clusters
 # of queries.
 
-# %%
+# %% alt="One task in two dimensions, with the wrong predictions circled: more with nearest class means than with sib"
 from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 
@@ -162,7 +162,7 @@ figure
 # differs from the training tasks: their predictions may then be worse than those of the class means. The left plot
 # compares both, so the warning is switched off here.
 
-# %%
+# %% alt="Left: accuracy of sib and of nearest class means against labelled rows per class. Right: share of right predictions of sib against its confidence, near the diagonal"
 import warnings
 
 from pyro_metabayes import UnfamiliarTasks

@@ -49,7 +49,7 @@
 # `mc` and `savi` have the same model and the same prior network. Only the training objective differs, and it decides
 # whether the prior collapses. Each run has logged the standard deviation of the logits under draws from the prior:
 
-# %%
+# %% alt="Accuracy and NLL of proto, mc, savi and sib, and the spread of their priors in training: only that of mc is small"
 import json
 from pathlib import Path
 
@@ -106,7 +106,7 @@ for name, run in runs.items():
 # %%
 # !metabayes run -m guide=mc,savi data=gaussian_mean prior.count_aware=true prior.num_hidden=0 prior.scale=0.6 train.particles=2 train.kl_weight=1 train.learning_rate=1e-2 train.steps=600 train.validation_tasks=50 eval.tasks=100 hydra.sweep.dir=runs/mean
 
-# %%
+# %% alt="Left: densities of the exact, mc and savi prior given the support set of one task; mc is far too narrow. Right: coverage of their intervals; mc covers too little"
 import torch
 
 from pyro_metabayes import MetaLearner, Observed

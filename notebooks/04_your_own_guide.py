@@ -131,7 +131,7 @@ print("kappa:", round(guides["shrinkage"].log_kappa.exp().item(), 2))
 # the scores of each task, so the difference can be taken per task. The joint NLL is minus the log probability of all query
 # labels of a task together, per query.
 
-# %%
+# %% alt="Accuracy of proto and shrinkage, gain of shrinkage in joint NLL, and its posterior sd, against labelled points per class"
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
@@ -244,7 +244,7 @@ posteriors["exact"] = model.exact_posterior(test.observed())
 # Left: draws of (intercept, slope) for one task. Right: the sd of the slope for every test task. Independent weights give a
 # posterior that is too narrow: it fills the middle of the exact one. One column in F restores the correlation.
 
-# %%
+# %% alt="Left: draws of intercept and slope for one task; rank 1 follows the correlation of the exact posterior, rank 0 does not. Right: posterior sd of the slope, right with rank 1, too small with rank 0"
 figure, axes = new_figure(2)
 for (name, q), color in zip(reversed(posteriors.items()), ("0.6", "C1", "C0"), strict=True):
     axes[0].plot(*q.sample((300,))[:, 0, 0].T, ".", color=color, ms=3, label=name)
@@ -354,7 +354,7 @@ print(f"learned prior of log noise: N({centre:.2f}, {spread:.2f}^2), that of the
 # `predictive_draws` draws latents and query labels, from the posterior and from the prior. The draws of the latents are named
 # by site. Left: the noise is inferred from eight points, with its uncertainty. Middle and right: the predictions follow it.
 
-# %%
+# %% alt="Left: posterior of the log noise of 60 tasks against the true one, along the diagonal. Middle and right: predictive band of a task with little noise, and of one with much"
 from pyro_metabayes.diagnostics.predictive import predictive_draws
 
 draws = predictive_draws(noisy, test, num_samples=500)

@@ -113,7 +113,7 @@ print(f"sd of the counties, log radon: guide {prior_sd:.3f}, maximum likelihood 
 # after partial pooling. Counties with few houses move far towards the mean of all counties; those with many houses
 # hardly move. Middle: posterior means of guide and closed form for each county. Right: posterior standard deviations.
 
-# %%
+# %% alt="Intercepts of counties, pooled ones closer together than those of each county alone; posterior means and sds of the guide, equal to the closed form"
 from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 houses = episodes.query_mask.sum(1).numpy()

@@ -61,7 +61,7 @@ for name, character in (KNOWN | OTHERS).items():
         Image.fromarray(pixels).save(file)
 print({folder.name: len(list(folder.iterdir())) for folder in sorted(Path("photos").iterdir())})
 
-# %%
+# %% alt="One image of each of six known Greek letters, and ten images of the folder new"
 from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 
@@ -173,7 +173,7 @@ print(f"other letters: {(answers == 'unknown')[~known].mean():.0%} unknown")
 # The AUROC (area under the ROC curve) is the probability that an image of another letter has a larger entropy than one of
 # a known letter: 0.5 is chance, 1 is best. It does not depend on a threshold.
 
-# %%
+# %% alt="Left: entropy of predictions for known and other letters, with the threshold. Right: counts of true letters and answers; images of psi are answered phi"
 from sklearn.metrics import roc_auc_score
 
 score = entropy(probabilities)
@@ -204,7 +204,7 @@ figure
 # The errors are the most useful images to look at. Here are the eight wrong answers with the smallest entropy, with
 # the true letter after the arrow:
 
-# %%
+# %% alt="Eight images of psi that were answered phi with the lowest entropy"
 wrong = np.flatnonzero(answers != np.where(known, truth, "unknown"))
 figure, axes = new_figure(8)
 figure.set_size_inches(9, 1.6)

@@ -48,19 +48,16 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     module, _, attribute = full_name(name).rpartition(".")
     given = name.rpartition(".")[0]
     try:
-        target = getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module.startswith(error.name):
-            raise  # the file exists, but something that it imports does not
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module exists, but something that it imports does not
         raise UsageError(f"expected {part}._target_ in an existing module, found no '{given}'; fix the name") from None
-    except AttributeError:
+    if not hasattr(found, attribute):
         raise UsageError(
             f"expected {part}._target_ to name an existing class, found no '{attribute}' in {given}; fix the name"
-        ) from None
-    except (ImportError, ValueError, TypeError) as error:  # for a malformed name such as models..heads
-        raise UsageError(
-            f"expected {part}._target_ in an existing module, found no '{given}' ({error}); fix the name"
-        ) from None
+        )
+    target = getattr(found, attribute)
     of_module = inspect.isclass(target) or inspect.isfunction(target)
     if not of_module or not f"{target.__module__}.".startswith(tuple(map(_full, prefixes))):
         raise UsageError(

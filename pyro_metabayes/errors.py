@@ -79,10 +79,17 @@ def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[
     return UnknownKey(key, names, owner, elsewhere)
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Check that the value of a setting is one of the choices, else raise a UsageError."""
     if value not in choices:
-        raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")
+        advice = similar_choice(value, choices) or "choose one of these"
+        raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'; {advice}")
+
+
+def similar_choice(value: object, choices: Iterable[str]) -> str:
+    """Return a question that names the choice most similar to a value; empty if none is similar."""
+    near = get_close_matches(str(value), choices, 1)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 class UnfamiliarTasks(UserWarning):

@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from pyro_metabayes.distributions.joint import check_sites, sample_latent
 from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import HasPrior, has
 from pyro_metabayes.specification.recorded import Recorded
@@ -66,10 +66,7 @@ class Model(Recorded, Program):
 
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
-        if observe not in OBSERVE:
-            raise UsageError(
-                f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'; change model.observe"
-            )
+        check_choice("model.observe", observe, OBSERVE)
         self.observe = observe
 
     def claim_error(self, family: object) -> UsageError:

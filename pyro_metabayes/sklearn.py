@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from os import PathLike
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
+from pyro_metabayes.deployment.tasks import ClassTask
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError
-from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.open_set.rejection import Rejection
-from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples
+from pyro_metabayes.prediction.probabilities import check_num_samples
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
-from pyro_metabayes.prediction.scikit_learn_checks import failed_checks, one_line
-from pyro_metabayes.prediction.tensors import readable, readable_labels
-from pyro_metabayes.pretrained.files import CHECKSUMS
-from pyro_metabayes.pretrained.learners import loaded, shipped
+from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
+from pyro_metabayes.prediction.tensors import readable
+from pyro_metabayes.pretrained.learners import chosen, refuse_balance, ships
+from pyro_metabayes.validation.labels import readable_labels
+from pyro_metabayes.validation.scikit_learn_messages import explaining
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -39,8 +41,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classifier = FewShotClassifier().fit(support_embeddings, names)
         probabilities = classifier.predict_proba(query_embeddings)
 
-    `fit` does not train. It stores and checks the support set. The default learner is transductive: predictions depend
-    on the whole query set, so `predict(X[:5])` may differ from `predict(X)[:5]`.
+    `fit` does not train. It checks and encodes the support set. After further training of a learner, call `fit` again.
+    The default learner is transductive: predictions depend on the whole query set, so `predict(X[:5])` may differ from
+    `predict(X)[:5]`. The order of the queries has no effect.
 
     Args:
         learner: `transductive` or `inductive` (learners of this package for any embeddings, way and shot), a
@@ -51,7 +54,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         balance: only for `transductive`. `known`: each call has equally many queries of every class. `unknown` or
             None: the learner estimates the class frequencies.
         reject_above: largest entropy in nats of an accepted query, below log C for C classes. `predict` rejects queries
-            with a larger entropy. None: no query is rejected.
+            with a larger entropy. None: no query is rejected. For queries of unknown classes take `inductive`: the
+            transductive learner fits its classes to them too, so that it rejects mainly queries between known classes.
         unknown_label: label of rejected queries, not in y. None: "unknown" if labels are text, else -1.
 
     Attributes:
@@ -75,11 +79,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.unknown_label = unknown_label
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Check that the learner can use the support set, and store it.
+        """Check that the learner can use the support set, and encode it.
 
         Args:
             X: inputs [S, *X]: features, or images.
-            y: labels [S] of any type.
+            y: labels [S] of any type, of at least two classes. No label is missing (None, NaN or text without
+                characters), and no two labels differ only in surrounding white space.
 
         Returns:
             The classifier itself.
@@ -89,99 +94,82 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_num_samples(self.num_samples)
         X, y = self._validated(X, readable_labels("y", y))
-        check_classification_targets(y)
-        self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
+        with explaining(X, y):
+            check_classification_targets(y)
+            self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UsageError("expected at least 2 classes in y, got 1 class; add support points of another class")
         self.rejection_ = Rejection.of(self.reject_above, self.unknown_label, self.classes_)
-        self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        self.frame_ = SupportFrame.of(X) if self.learner is None else None
-        self.support_x_ = self._framed(X)
-        self._load_learners(X.shape[1:], len(self.classes_))
-        if self._ships:  # a learner of this package accepts every support set
-            return self
-        with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query below
-            self._prediction(self.learner_, X[:1])  # raises an error if the learner cannot use this support set
+        self._encode(X, numbers)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities [Q, C] of the classes in `classes_` for the query set X [Q, *X] of one task."""
-        return self._answer(X).probabilities.cpu().numpy()
+        return self._by_content(self._queries(X), self.task_.predict_proba)
 
     def predict_spread(self, X: Any) -> np.ndarray:
         """Return the standard deviations [Q, C] of the probabilities over draws of w; 0 for a point estimate."""
-        return self._answer(X).spread.cpu().numpy()
+        return self._by_content(self._queries(X), self.task_.predict_spread)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable class [Q] of each query in X [Q, *X]; `unknown_label` for rejected queries."""
-        check_is_fitted(self)
-        X = self._validated(X, reset=False)
-        nearest = self._prediction(self.nearest_, X)
-        labels = self.classes_[nearest.probabilities.argmax(-1).cpu().numpy()]
+        queries = self._queries(X)
+        nearest = self._by_content(queries, self.nearest_.predict_proba)
+        labels = self.classes_[nearest.argmax(-1)]
         if self.rejection_ is None:
             return labels
-        answer = nearest if self.nearest_ is self.learner_ else self._prediction(self.learner_, X)
-        return self.rejection_(labels, answer.probabilities)
+        same = self.nearest_ is self.task_
+        return self.rejection_(labels, nearest if same else self._by_content(queries, self.task_.predict_proba))
 
-    def _answer(self, X: Any) -> Prediction:
+    def _encode(self, X: np.ndarray, numbers: np.ndarray) -> None:
+        """Set `task_`, which predicts probabilities, and `nearest_`, which predicts labels.
+
+        Args:
+            X: support inputs [S, *X].
+            numbers: classes [S] of the support points, from 0 to C - 1.
+        """
+        self.frame_ = SupportFrame.of(X) if self.learner is None else None
+        support = self._framed(X), numbers
+        if self.frame_ is not None:
+            refuse_balance(self.learner, self.balance)
+            shape = X.shape[1:], len(self.classes_)
+            self.task_ = self._task(prototypical_networks(*shape, self.frame_.unit), *support)
+            self.nearest_ = self._task(prototypical_networks(*shape), *support)
+            return
+        self.task_ = self.nearest_ = self._task(chosen(self.learner, self.balance), *support)
+        if not ships(self.learner):  # a learner of this package accepts every support set
+            with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query
+                self.task_.predict_proba(X[:1])  # raises an error if the learner cannot use this support set
+
+    def _task(self, learner: MetaLearner, support_x: np.ndarray, numbers: np.ndarray) -> ClassTask:
+        if learner.num_targets:
+            raise UsageError("expected a learner of classes, got a learner of numbers; use MetaLearner.task")
+        task = learner.task(support_x, numbers, self.num_samples, self.seed_)
+        assert isinstance(task, ClassTask)
+        return task
+
+    def _queries(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return self._prediction(self.learner_, self._validated(X, reset=False))
+        return self._framed(self._validated(X, reset=False))
 
-    def _prediction(self, learner: MetaLearner, X: np.ndarray) -> Prediction:
-        order = _order_by_content(X) if self._ships else np.arange(len(X))  # so that the order has no effect
-        points = self.support_x_, self.support_y_, self._framed(X)[order]
-        prediction = learner.predict(*points, self.num_samples, self.seed_)
-        assert isinstance(prediction, Prediction)
-        return Prediction(*(values[order.argsort()] for values in prediction))
+    def _by_content(self, queries: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Predict the queries in an order that depends on the rows alone, so that their order has no effect."""
+        if not ships(self.learner):
+            return predict(queries)
+        order = _order_by_content(queries)
+        return predict(queries[order])[order.argsort()]
 
     def _framed(self, X: np.ndarray) -> np.ndarray:
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
         """Return the arrays after scikit-learn's checks. Images and bytes need a learner that the user trained."""
-        rows = self.learner is None or self._ships
+        rows = self.learner is None or ships(self.learner)
         options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
-                return validate_data(self, X, *y, **options)
-        except ValueError as error:  # a TypeError (sparse matrix, object) has one line already
-            raise UsageError(one_line(str(error))) from None
-
-    def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set `learner_`, which predicts probabilities, and `nearest_`, which predicts labels."""
-        if self.learner is None:
-            self._refuse_balance()
-            frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
-            self.learner_ = prototypical_networks(input_shape, num_classes, frame.unit)
-            self.nearest_ = prototypical_networks(input_shape, num_classes)
-            return
-        if num_classes < 2:
-            raise UsageError("expected at least 2 classes in y, got 1 class; add support points of another class")
-        self.learner_ = self.nearest_ = self._loaded()
-        if isinstance(self.learner_.model, HasBaseClasses):
-            raise UsageError(
-                "expected a learner that predicts only the classes in y, got a learner that also predicts base "
-                "classes (learning without forgetting); use MetaLearner.predict"
-            )
-
-    def _loaded(self) -> MetaLearner:
-        """Return the learner that `learner` names. The learners of this package compute in float64."""
-        if self._ships:
-            if self.learner != "transductive":
-                self._refuse_balance()
-            return shipped(str(self.learner), self.balance)
-        self._refuse_balance()
-        return loaded(self.learner)
-
-    @property
-    def _ships(self) -> bool:
-        return isinstance(self.learner, str) and self.learner in CHECKSUMS
-
-    def _refuse_balance(self) -> None:
-        if self.balance is not None:
-            raise UsageError(
-                f"expected learner='transductive' for balance='{self.balance}', got another learner; remove balance, "
-                "or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
-            )
+        with explaining(X, *y), np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
+            return validate_data(self, X, *y, **options)
 
 
 def _order_by_content(X: np.ndarray) -> np.ndarray:
@@ -201,7 +189,7 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     """
     if estimator.learner is None:
         return {}
-    reasons = failed_checks(estimator._loaded())
+    reasons = failed_checks(chosen(estimator.learner, estimator.balance))
     if not isinstance(estimator.learner, MetaLearner):  # the check compares hashes, and text has the hash of its copy
         del reasons["check_estimators_overwrite_params"]
     return reasons

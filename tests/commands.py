@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
 from pyro_metabayes.experiments.cli import text_table
+from pyro_metabayes.experiments.cli.composition import beside_command
 
 ROOT = Path(__file__).parent.parent
 CELLS = re.compile(r"\S  +\S")  # two cells of a table beside each other
@@ -103,12 +103,9 @@ class Inline(Executor):
         pass
 
     def submit(self, job: Any, /, *arguments: Any, **settings: Any) -> Future[Any]:
-        future, of_command = Future[Any](), GlobalHydra.instance().hydra
-        GlobalHydra.instance().clear()  # a job composes its own configuration
-        try:
+        future = Future[Any]()
+        with beside_command():
             future.set_result(job(*arguments, **settings))
-        finally:
-            GlobalHydra.instance().hydra = of_command
         return future
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import coverage, gradient
+from benchmarks import coverage, gradient, pooling
 from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.counted import memory_in_use
 from benchmarks.gpu import __main__ as gpu
@@ -31,6 +32,7 @@ from benchmarks.versa_raw import RawEncoder
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import scores_of
 
 
@@ -318,6 +320,37 @@ def test_the_raw_meta_step_of_llama_is_that_of_the_learner() -> None:
     points = episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
     llama_loss(theta, *points, 1).backward()
     torch.testing.assert_close(_gradients(theta), _gradients(parameters), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (coverage, ["--splits", "0"], "expected --splits >= 2, got 0"),
+        (coverage, ["--draws", "1"], "expected --draws >= 2, got 1"),
+        (coverage, ["--groups", "-3"], "expected --groups >= 1, got -3"),
+        (coverage, ["radon", "schools"], "got schools"),
+        (pooling, ["--seeds", "0"], "expected --seeds >= 1, got 0"),
+    ],
+)
+def test_numbers_without_a_table_are_refused(
+    command: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_coverage_of_too_many_or_too_few_groups_is_refused(metabayes_data: Path) -> None:
+    with pytest.raises(UsageError, match="expected --groups < 27, the number of groups of Orthodont, got 27"):
+        coverage.rows("Orthodont", 27, 2)
+    with pytest.raises(UsageError, match="in at least 2 of 2 drawn tables of Orthodont, got 0; train on more groups"):
+        coverage.rows("Orthodont", 1, 2)
+
+
+def test_coverage_without_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METABAYES_DATA", raising=False)
+    with pytest.raises(UsageError, match="METABAYES_DATA"):
+        coverage.main(["Orthodont"])
 
 
 def test_coverage_over_splits_is_that_of_the_closed_form(metabayes_data: Path) -> None:

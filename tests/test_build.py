@@ -136,11 +136,34 @@ def test_a_missing_file_and_a_missing_class_are_told_apart() -> None:
         check({"_target_": "guides.sib.Guide.posterior"}, "guide", CONTEXT)
 
 
-def test_an_import_that_fails_inside_a_part_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "planted_part.py").write_text("import no_such_library\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("line", "error", "words"),
+    [
+        ("import no_such_library", ModuleNotFoundError, "no_such_library"),
+        ("import planted", ModuleNotFoundError, "planted"),  # the beginning of the name of the part
+        ("import planted_part.inner", ModuleNotFoundError, "planted_part.inner"),
+        ("from torch import no_such_name", ImportError, "no_such_name"),
+        ("int('one')", ValueError, "one"),
+        ("None + 1", TypeError, "NoneType"),
+        ("None.start", AttributeError, "start"),
+    ],
+)
+def test_an_error_inside_a_part_is_not_hidden(
+    line: str, error: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the absence of the named module itself is a wrong name."""
+    (tmp_path / "planted_part.py").write_text(f"{line}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+    with pytest.raises(error, match=words):
         check({"_target_": "planted_part.Guide"}, "guide", CONTEXT, ("planted_part.",))
+
+
+@pytest.mark.parametrize(
+    "name", ["models..heads", "guides...sib", "guides. .Guide", "guides.sib/x.Guide", "guides.\0.G"]
+)
+def test_a_malformed_name_is_a_missing_module(name: str) -> None:
+    with refuses(r"^expected guide\._target_ in an existing module, found no '.*'; fix the name$"):
+        check({"_target_": name}, "guide", CONTEXT)
 
 
 def test_a_prefix_may_be_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

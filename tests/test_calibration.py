@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,10 @@ def test_the_command_of_classes(finished: Path) -> None:
     """The test split has the five classes of a task and no more: no unseen ones; two of three leave one."""
     few = ("tasks=4", "samples=3", "sbc_tasks=20", "draws=9")
     outcome = ran("calibration", str(finished), *few)
-    assert "ECE, %" in outcome.out and "classes in these sets" in outcome.out and "SBC of the posterior" in outcome.out
+    assert "ECE, %" in outcome.out and "classes in 90% sets" in outcome.out and "SBC of the posterior" in outcome.out
+    with (finished / "calibration/table.csv").open(newline="") as file:
+        labels = [row["metric"] for row in csv.DictReader(file)]
+    assert len(set(labels)) == len(labels)
     for name in ("table.md", "table.csv", "calibration.png", "sbc.png"):
         assert (finished / "calibration" / name).stat().st_size > 0
 

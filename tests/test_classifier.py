@@ -17,7 +17,9 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from pyro_metabayes.prediction.scikit_learn_checks import CHECK_DATA
+from pyro_metabayes.pretrained.learners import chosen
 from pyro_metabayes.sklearn import FewShotClassifier, expected_failed_checks
+from tests.pairs import Pair
 from tests.processes import Forks
 
 SUBSET, HASH = "check_methods_subset_invariance", "check_estimators_overwrite_params"
@@ -132,6 +134,43 @@ def test_it_answers_as_the_learner_does(guide: str) -> None:
     np.testing.assert_array_equal(classifier.predict(query), best)
 
 
+@pytest.mark.parametrize("learner", ["inductive", "transductive", "mc", "sib", "proto"])
+@pytest.mark.parametrize("number", [1, 12])
+def test_the_support_set_is_encoded_in_fit(learner: str, number: int) -> None:
+    """If the posterior does not depend on the queries. The predictions are those of `MetaLearner.predict`."""
+    support, labels, query = task(3)
+    used = learner_of(learner, [3]) if learner in ("mc", "sib", "proto") else learner
+    classifier = FewShotClassifier(used, random_state=0).fit(support, labels)
+    assert classifier.task_.depends_on_queries == (learner in ("transductive", "sib"))
+    same = used if isinstance(used, MetaLearner) else chosen(used, None)
+    expected = same.predict(support, labels, query[:number], seed=classifier.seed_)
+    np.testing.assert_allclose(classifier.predict_proba(query[:number]), expected.probabilities, atol=1e-6)
+    np.testing.assert_allclose(classifier.predict_spread(query[:number]), expected.spread, atol=1e-6)
+    np.testing.assert_array_equal(classifier.predict(query[:number]), expected.probabilities.argmax(-1))
+
+
+def test_further_training_needs_another_fit() -> None:
+    learner = learner_of("proto", [3])
+    support, labels, query = task(3)
+    classifier = FewShotClassifier(learner).fit(support, labels)
+    before = classifier.predict_proba(query)
+    learner.load_weights(learner.state_dict() | {"model.head.scale": torch.tensor(0.01, dtype=torch.float64)})
+    assert np.abs(classifier.fit(support, labels).predict_proba(query) - before).max() > 0.01
+
+
+@pytest.mark.parametrize("learner", [None, "inductive", "transductive", learner_of("proto", [3])])
+def test_one_class_is_refused(learner: Any) -> None:
+    with pytest.raises(UsageError, match=r"^expected at least 2 classes in y, got 1 class; add support points"):
+        FewShotClassifier(learner).fit(np.eye(3), ["owl"] * 3)
+
+
+def test_a_learner_of_numbers_is_refused() -> None:
+    regression = Pair("exact", model="linear_regression").learner()
+    features = regression.input_shape[0]
+    with pytest.raises(UsageError, match=r"^expected a learner of classes, got a learner of numbers; use MetaLearner"):
+        FewShotClassifier(regression).fit(np.eye(4, features), [0, 1, 0, 1])
+
+
 def test_noise_is_one_seed_a_fit_and_leaves_no_trace() -> None:
     support, labels, query = task(3)
     classifier = FewShotClassifier(learner_of("mc", [3]), num_samples=2)
@@ -192,7 +231,7 @@ def test_views_with_negative_strides(order: Any) -> None:
         ({"learner": ("sib", [3], 5)}, (3,), "expected tasks of 5 classes.*got 3"),
         ({"num_samples": 0}, (3,), "expected num_samples >= 1, got 0"),
         ({"learner": "no_such_run"}, (3,), "or a file or folder that exists, got 'no_such_run'"),
-        ({}, (1, 4, 4), "Found array with dim 4"),
+        ({}, (1, 4, 4), r"got shape \[12, 1, 4, 4\]. Reshape your data: embed images first"),
     ],
     ids=["inputs", "classes", "samples", "folder", "images"],
 )

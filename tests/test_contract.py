@@ -489,6 +489,8 @@ def test_observe_names_the_sites(name: str, expected: set[str], pair: Pair) -> N
         Pair("exact", "full_gaussian", model="hierarchical_regression"),
         Pair("savi", "full_covariance", model="hierarchical_regression"),
         Pair("sib", settings={"initialisation": "global"}, model="linear_regression"),
+        *(Pair("laplace", model=name, settings={"num_steps": 2}) for name in ("generalised_regression", "ordinal")),
+        Pair("maml", "flat", model="robust_regression", settings={"num_steps": 2}),
     ],
     ids=str,
 )

@@ -198,3 +198,18 @@ def test_tables_have_at_most_seven_columns(page: str) -> None:
     rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
     wide = [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) - 1 > 7]
     assert not wide, wide[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_cells_of_tables_are_short(page: str) -> None:
+    """A reader of a phone scrolls; a paragraph belongs below the table."""
+    shown = re.sub(r"<!--.*?-->|`|\*\*|\\(?=\|)|\]\([^)]*\)|\[(?=[^|\]]*\]\()", "", (ROOT / page).read_text())
+    cells = [cell.strip() for line in shown.splitlines() if line.startswith("|") for cell in line.split(" | ")]
+    assert max(map(len, cells), default=0) <= 65, max(cells, key=len)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_plot_exists_and_its_text_says_what_it_shows(page: str) -> None:
+    for text, target in re.findall(r"!\[([^\n]*?)\]\(([^)\n]*\.png)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+        assert len(text) >= 60, f"{page}: the text of {target} names the plot and does not say what it shows"

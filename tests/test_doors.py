@@ -146,8 +146,8 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "beyond float64": (SUPPORT.astype(np.longdouble) * np.longdouble("1e4000"), "infinity"),
     "ragged": ([[1.0], [1.0, 2.0]] * 6, "unequal|inhomogeneous"),
     "one axis": (SUPPORT[0], r"\[N, 4\]|Reshape your data"),
-    "no axis": (1.0, r"\[N, 4\]|Reshape your data"),
-    "nothing": (None, r"NoneType|Reshape your data"),
+    "no axis": (1.0, r"\[N, 4\]|one value of type float; pass an array"),
+    "nothing": (None, "NoneType"),
     "empty": (SUPPORT[:0], r"N >= 1|0 sample"),
     "dates": (np.zeros((12, 4), "M8[s]"), "datetime64|DTypePromotionError|cast"),
     "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "of one shape and type in the list"),
@@ -177,20 +177,163 @@ def test_what_cannot_be_read_is_one_line(name: str) -> None:
         (pd.Series([None, *NAMES[1:]], dtype="string"), "got 1 missing"),
         (np.array([None, *NAMES[1:]], object), r"got 1 missing \(None\)"),
         (pd.Series([None, *NAMES[1:]], dtype="category"), "got 1 missing"),
-        (np.array([np.nan, *LABELS[1:]]), "contains NaN"),
-        (pd.Series([None, *LABELS[1:]], dtype="Int64"), "contains NaN"),
+        (np.array([np.nan, *LABELS[1:]]), r"got 1 missing \(nan\)"),
+        (pd.Series([None, *LABELS[1:]], dtype="Int64"), "got 1 missing"),
         (np.array([1, *NAMES[1:]], object), "labels of one type in y"),
         ([1, *NAMES[1:].tolist()], "labels of one type in y"),
         (np.ma.array(LABELS, mask=LABELS == 1), "got 4 masked entries"),
-        (LABELS + 0j, "Complex data not supported$"),
-        (LABELS[:3], "inconsistent numbers of samples"),
-        (np.stack([LABELS, LABELS], 1), "1d array"),
-        (None, "requires y"),
+        (LABELS + 0j, "expected real numbers in y, got complex numbers"),
+        (LABELS[:3], "got 12 rows in X and 3 labels in y; pass the labels of exactly the rows in X"),
+        (np.stack([LABELS, LABELS], 1), "1d array.*; pass one label per row of X"),
+        (None, "requires y to be passed.*; pass the label of every row"),
+        (np.array([np.inf, *LABELS[1:]]), r"finite values in y, got .* in 1 of 12 rows; .*first is row 0\)"),
+        (LABELS / 7, "expected class labels in y, such as text or integers. Unknown label type: continuous; convert y"),
+        ("owl", r"1d array, got an array of shape \(\) instead; pass one label per row"),
     ],
 )
 def test_labels_that_cannot_be_used_are_one_line(labels: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         FewShotClassifier(None).fit(SUPPORT, labels)
+    assert len(str(caught.value).splitlines()) == 1 and ";" in str(caught.value)
+
+
+TEXT: dict[str, Callable[[np.ndarray], Any]] = {
+    "array": lambda y: y,
+    "objects": lambda y: y.astype(object),
+    "bytes": lambda y: y.astype("S"),
+    "list": lambda y: y.tolist(),
+    "column": lambda y: pd.Series(y),
+    "category": lambda y: pd.Series(y, dtype="category"),
+}
+LABELLING: dict[str, Callable[[Any], Any]] = {
+    "classifier": lambda labels: FewShotClassifier(None).fit(SUPPORT, labels),
+    "task": lambda labels: RAW.task(SUPPORT, labels),
+}
+
+
+@pytest.mark.parametrize("door", LABELLING)
+@pytest.mark.parametrize("form", TEXT)
+@pytest.mark.parametrize("missing", ["", " ", "\t"])
+def test_empty_text_is_no_label(door: str, form: str, missing: str) -> None:
+    """Many tools write it for a missing label."""
+    labels = np.where(np.arange(12) % 5 == 2, missing, NAMES)
+    message = r"got 2 missing \(.*\); pass the labelled rows only \(the first row without a label is row 2\)$"
+    with pytest.raises(UsageError, match=rf"^expected a label in every row of (support_)?y, {message}"):
+        LABELLING[door](TEXT[form](labels))
+
+
+@pytest.mark.parametrize("door", LABELLING)
+@pytest.mark.parametrize("form", TEXT)
+@pytest.mark.parametrize("changed", ["elm ", " elm", "\telm\n"])
+def test_labels_differ_in_more_than_white_space(door: str, form: str, changed: str) -> None:
+    labels = np.where(np.arange(12) == 4, changed, NAMES)
+    with pytest.raises(
+        UsageError, match=r"surrounding white space, got .*elm.* and .*elm.*; remove .*strip\(\)"
+    ) as caught:
+        LABELLING[door](TEXT[form](labels))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", set(TEXT) - {"bytes"})  # which scikit-learn refuses
+def test_white_space_that_all_labels_of_a_class_have_is_kept(form: str) -> None:
+    names = np.array(["ash ", "elm tree", " oak"])[LABELS]
+    got = FewShotClassifier(None).fit(SUPPORT, TEXT[form](names)).predict(QUERY)
+    np.testing.assert_array_equal(got, names.astype(got.dtype))
+
+
+def test_minus_one_is_a_label() -> None:
+    got = FewShotClassifier(None).fit(SUPPORT, LABELS - 1).predict(QUERY)
+    np.testing.assert_array_equal(got, LABELS - 1)
+    assert list(RAW.task(SUPPORT, LABELS - 1).predict(QUERY)) == list(LABELS - 1)
+
+
+def with_entry(row: int, value: Any) -> np.ndarray:
+    """SUPPORT as objects, with another entry in a row."""
+    x = SUPPORT.astype(object)
+    x[row, 1] = value
+    return x
+
+
+FRAME = pd.DataFrame(SUPPORT, columns=list("pqrs"))
+FEATURES: dict[str, tuple[Any, str]] = {
+    "NaN": (with_entry(5, np.nan), r"finite values in X, got NaN or infinity in 1 of 12 rows; .*first is row 5\)$"),
+    "None": (with_entry(5, None), r"finite values in X, .* in 1 of 12 rows; .*first is row 5\)$"),
+    "infinity": (with_entry(3, np.inf), r"finite values in X, .* in 1 of 12 rows; .*first is row 3\)$"),
+    "NA": (pd.DataFrame(with_entry(5, pd.NA)).astype("Float64"), r"finite values in X, .*first is row 5\)$"),
+    "text": (with_entry(2, "owl"), "expected numbers in X, got 'owl' in row 2; .* so convert it or remove the row$"),
+    "an object": (with_entry(2, {}), r"expected numbers in X, got \{\} in row 2; .* so convert it or remove the row$"),
+    "one row": (
+        SUPPORT[0],
+        r"expected X of shape \[rows, columns\], got shape \[4\]. Reshape .*\(1, -1\)\) is one row",
+    ),
+    "one column": (pd.Series(SUPPORT[:, 0]), r"got shape \[12\]. Reshape your data: "),
+    "images": (SUPPORT.reshape(12, 2, 2), r"got shape \[12, 2, 2\]. Reshape your data: embed images first"),
+    "no row": (SUPPORT[:0], r"0 sample\(s\).* minimum of 1 .*; pass at least one row$"),
+    "no column": (SUPPORT[:, :0], r"0 feature\(s\).* minimum of 1 .*; pass the features as columns$"),
+    "fewer columns": (SUPPORT[:, :3], "X has 3 features, but .* is expecting 4 features as input; encode these rows"),
+    "ragged": ([[1.0], [1.0, 2.0]] * 6, "expected rows of the same length in X, got rows of unequal length; pass"),
+    "complex": (SUPPORT + 0j, "expected real numbers in X, got complex numbers. .*; use .real or numpy.abs$"),
+    "columns": (
+        FRAME.rename(columns={"r": "z"}),
+        "names should match.* - z .* missing: - r; pass the columns of the sup",
+    ),
+    "their order": (
+        FRAME[list("qprs")],
+        "names should match.*; pass the columns of the support rows, in the same order",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_scikit_learn_s_refusals_say_what_to_do(name: str) -> None:
+    """Of the support set, where it can be refused there, and of the queries."""
+    value, message = FEATURES[name]
+    fitted = FewShotClassifier("inductive").fit(FRAME, NAMES)
+    doors = [lambda: fitted.predict_proba(value)]
+    if name not in ("fewer columns", "columns", "their order"):
+        doors += [lambda: FewShotClassifier("inductive").fit(value, NAMES)]
+    for door in doors:
+        with pytest.raises((UsageError, TypeError), match=message) as caught, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            door()
+        assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
+        assert isinstance(caught.value, UsageError) or name == "an object"  # of which check_estimator wants a TypeError
+
+
+@pytest.mark.parametrize("labels", [NAMES, LABELS])
+def test_features_and_labels_that_are_swapped(labels: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"; X and y seem to be swapped, so call fit\(X, y\) with the labels second$"):
+        FewShotClassifier(None).fit(labels, SUPPORT)
+
+
+def test_strings_of_numbers_are_numbers() -> None:
+    expected = FewShotClassifier(None).fit(SUPPORT, NAMES).predict_proba(QUERY)
+    got = FewShotClassifier(None).fit(SUPPORT.astype(str), NAMES).predict_proba(QUERY.astype(str))
+    np.testing.assert_array_equal(got, expected)
+    with pytest.raises(UsageError, match=r"^expected numbers in X, got text, such as '.*'; convert X to numbers$"):
+        FewShotClassifier(RAW).fit(SUPPORT.astype(str), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"balance": "knwon"}, "expected balance to be one of unknown, known, got 'knwon'; did you mean 'known'?"),
+        ({"balance": "even"}, "expected balance to be one of unknown, known, got 'even'; choose one of these"),
+        ({"balance": ["known"]}, "expected balance to be one of unknown, known, got"),
+        ({"learner": "inductve"}, "or a file or folder that exists, got 'inductve'; did you mean 'inductive'?"),
+        ({"random_state": "a"}, "'a' cannot be used to seed .*; set random_state to an integer, a RandomState or None"),
+    ],
+)
+def test_wrong_settings_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        FewShotClassifier(**arguments).fit(SUPPORT, NAMES)
+
+
+def test_a_pretrained_learner_that_is_misspelt() -> None:
+    with pytest.raises(
+        UsageError, match=r"one of transductive, inductive, got 'inductve'; did you mean 'inductive'\?$"
+    ):
+        MetaLearner.pretrained("inductve")
 
 
 @pytest.mark.parametrize("labels", [NAMES, NAMES.astype(object), NAMES.tolist(), pd.Series(NAMES), NAMES.astype("S")])

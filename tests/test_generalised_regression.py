@@ -179,7 +179,7 @@ def test_exposures_are_offsets_of_counts(tmp_path: Path, monkeypatch: pytest.Mon
     expected = w - slope * x.mean().item() - offset.mean().item()
     assert float(prior["intercept"]["run"]) == pytest.approx(expected, abs=1e-3), "at a = 0, exposure 1"
     Path("new.csv").write_text("a,lexp,y\n3,6.0,110\n3,4.0,\n3,6.302585,\n")
-    ran("predict", "run", "new.csv")
+    assert "note" not in ran("predict", "run", "new.csv").out, "a count has no units"
     first, second = (float(line.split(",")[-4]) for line in Path("predictions.csv").read_text().splitlines()[1:])
     assert second / first == pytest.approx(np.exp(2.302585), rel=1e-3)
     assert "expected one column 'lexp' in t2.csv, got none" in call("evaluate", "run", f"data.path={other()}").error

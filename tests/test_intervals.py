@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from pyro_metabayes.evaluation.batch_scores import GROUP, BatchScores
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval, pooled_calibration_error
 from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, Estimate, ci95_of, over_runs, quantile95
-from pyro_metabayes.experiments.runs.comparison import differences_row, over_tasks, pairs_of, training_runs_row
+from pyro_metabayes.experiments.compare.training_runs import training_runs_row
+from pyro_metabayes.experiments.runs.comparison import (
+    differences_row,
+    mean_and_ci95,
+    mean_metric,
+    over_tasks,
+    pairs_of,
+    scores_row,
+)
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from tests.pairs import Pair, random_regressions, stream_of
 
@@ -200,3 +209,33 @@ def test_tasks_count_once_for_all_backbones() -> None:
     pairs = pairs_of("accuracy", noisy, first)
     assert len(pairs) == 4 and all(run.backbone == other.backbone for run, other in pairs)
     assert len(pairs_of("accuracy", [run_of("sib", 0, "c", 0.8, 1.0)], first)) == 1  # the tasks are the same
+
+
+def test_metrics_of_runs_have_the_weights_of_their_tasks() -> None:
+    """Two backbones on one set of tasks and one on another: the sets of tasks count equally, for tasks and runs."""
+    scored = [run_of("sib", *of) for of in ((0, "a", 0.7, 1.0), (0, "b", 0.7, 2.0), (1, "a", 0.7, 5.0))]
+    means = [{"nll": float(run.per_task["nll"].mean()), "elbo": None} for run in scored]
+    runs = [replace(run, results={**run.results, **mean}) for run, mean in zip(scored, means, strict=True)]
+    assert mean_metric(runs, "nll") == pytest.approx(mean_and_ci95(runs, "nll")[0])
+    assert mean_metric(runs, "nll") == pytest.approx((1.0 + 2.0) / 4 + 5.0 / 2, abs=0.05)
+    assert mean_metric(runs, "elbo") is None and mean_metric(runs, "ece_floor") is None
+
+
+def test_the_rmse_is_that_of_the_squared_errors_whose_differences_are_compared() -> None:
+    """Two seeds with RMSEs 0.6 and 1.4, and two with 1.0: equal on average, but not in squared error."""
+
+    def runs(*roots: float) -> list[Run]:
+        unset = dict.fromkeys(("ece", "elbo", "kl", "collapsed", "steps", "transductive"))
+        of_seeds = [run_of("mc", seed, "a", 0.0, 1.0) for seed in range(len(roots))]
+        return [
+            replace(
+                run,
+                results={**run.results, **unset},
+                per_task={"nll": run.per_task["nll"], "mse": np.full(50, root**2)},
+            )
+            for run, root in zip(of_seeds, roots, strict=True)
+        ]
+
+    first, other = runs(1.0, 1.0), runs(0.6, 1.4)
+    assert [scores_row("d", "mc", row)["RMSE"] for row in (first, other)] == ["1.000", "1.077"]
+    assert differences_row("d", "mc", other, first)["squared error difference"].startswith("+0.1600 ")  # 1.077^2 - 1

@@ -120,6 +120,7 @@ def test_a_column_may_contain_comparison_signs(folder: Path) -> None:
     ("page", "message"),
     [
         ("The NLL is\n<!-- value runs; mc; NLL -->0<!-- end -->.", "a word before a value"),
+        ("<!-- table runs -->\n<!-- end -->\n", "expected columns in the mark of the table runs, got none"),
         ("The NLL is <!-- value runs mc; NLL -->0<!-- end -->.", "marks with a name and an end, got 0"),
     ],
 )

@@ -20,6 +20,7 @@ from tests.test_docs import compose, run_line
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 CELL = re.compile(r"^# %%(.*)\n", re.MULTILINE)
+ALT = re.compile(r' alt="(.{60,})"')
 LARGEST = 300_000  # bytes of a notebook that a browser still opens quickly
 FOLDERS = re.compile(r"/(?:home|root|tmp|work|Users|usr|var)/")  # of the machine that executed a notebook
 
@@ -99,9 +100,17 @@ def test_a_notebook_does_not_say_when_and_where_it_was_executed(path: Path) -> N
     assert [cell["id"] for cell in notebook["cells"]] == [
         f"cell-{number:02d}" for number in range(1, len(notebook["cells"]) + 1)
     ]
-    assert not any(cell["metadata"] for cell in notebook["cells"])
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert notebook["metadata"]["language_info"] == {"name": "python"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_cell_with_a_plot_says_what_it_shows(path: Path) -> None:
+    texts = [ALT.fullmatch(kind) for kind in CELL.findall(path.read_text(encoding="utf-8"))]
+    for cell, text in zip(stored(path)["cells"], texts, strict=True):
+        has_plot = any("image/png" in output.get("data", {}) for output in cell.get("outputs", ()))
+        assert has_plot == bool(text), f'expected alt="..." above each cell with a plot, and no other: {cell["source"]}'
+        assert cell["metadata"] == ({"alt": text[1]} if text else {}), "run `make notebooks`"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

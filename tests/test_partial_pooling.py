@@ -253,3 +253,23 @@ def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.Mon
         in call("partial_pooling", "samples=2").error
     )
     assert not any(tmp_path.iterdir())
+
+
+NESTED = "data=groups data.path=t.csv data.group=[school,class] data.response=score prior=nested"
+REFUSED = {
+    NESTED: "expected one column in data.group, got school and class (nested groups), of which experiments.effects has",
+    "data=sinusoid": "expected a run on data=groups, got data=sinusoid; give another run",
+}
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_a_study_of_other_data_is_refused_before_any_run(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    rows = [(school, f"{school}{room}") for school in "abcdef" for room in "xyz" for _ in range(4)]
+    lines = ["school,class,score", *(f"{school},{room},{noise.normal():.3f}" for school, room in rows)]
+    Path("t.csv").write_text("\n".join(lines))
+    error = call("partial_pooling", "parts=[all_points]", f'study.settings="{settings}"', "hydra.run.dir=out").error
+    assert error.startswith(REFUSED[settings]) and not Path("out").exists()

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.compare import plots as comparison
+from pyro_metabayes.experiments.compare.plots import Curve
+from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import (
     COLOURS,
     draw_curves,
@@ -84,3 +87,18 @@ def test_curves_show_the_test_score_and_explain_the_faint_line(tmp_path: Path, m
         "test tasks, best validation",
     ]
     assert score.lines[-1].get_ydata()[0] == pytest.approx(55) and matplotlib.rcParams["svg.fonttype"] == "none"
+
+
+def test_a_guide_on_two_tasks_has_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Curve] = {}
+    monkeypatch.setattr(comparison, "_draw_spreads", lambda axis, curves, title: drawn.update(curves))
+    groups = {}
+    for shot, spread in ((1, 0.5), (5, 0.7)):
+        folder = tmp_path / str(shot)
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 10, "logit_sd": spread}) + "\n")
+        results = {"data": "d", "shot": shot, "seed": 0, "logit_sd": spread, "transductive": False, "config": {}}
+        scores = {"accuracy": np.array([0.5, 0.6]), "nll": np.array([1.0, 1.1])}
+        groups[f"5-way {shot}-shot", "sib"] = [Run(folder, results, scores)]
+    comparison.draw(groups, tmp_path / "comparison.png")
+    assert drawn == {"sib\n5-way 1-shot": ([10], [0.5]), "sib\n5-way 5-shot": ([10], [0.7])}

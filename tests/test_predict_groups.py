@@ -107,6 +107,20 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     assert "1 group is in the data of the run, such as 'school2'" in out
 
 
+def test_columns_that_are_named_like_predictions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    rows = [f"g{place // 4},{noise.normal():.3f},{noise.normal():.3f},{noise.normal():.3f}" for place in range(40)]
+    Path("t.csv").write_text("\n".join(["sd,mean,x,y", *rows]))
+    Path("new.csv").write_text("sd,mean,x,y\nnew,0.25,0.5,\n")
+    columns = ("data.path=t.csv", "data.group=sd", "data.predictors=[mean,x]", "data.response=y")
+    ran("run", "data=groups", *columns, *TRAINING, "guide=partial_pooling", "hydra.run.dir=run")
+    ran("predict", "run", "new.csv")
+    (row,) = rows_of("predictions.csv")
+    assert (row["sd of the file"], row["mean of the file"], row["x"]) == ("new", "0.25", "0.5")
+    assert [*row][-4:] == ["mean", "sd", "lower", "upper"] and row["mean"] != "0.25"
+
+
 def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:
     Path("new.csv").write_text("hours,kind,score\n104e3,other,90\n105e3,other,\n")
     note = "note: column 'hours' has mean 104500, but the run was trained on mean "

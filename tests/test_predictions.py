@@ -40,7 +40,7 @@ from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.scores import SCORES, scores_of
 from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guides import maml, mean_field
-from pyro_metabayes.likelihoods.classes import ClassPredictions, class_probabilities
+from pyro_metabayes.likelihoods.classes import ClassPredictions, class_log_probs
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.likelihoods.predictions import FAMILIES, predictions_of, register
 from pyro_metabayes.likelihoods.student_t import student_t_cdf
@@ -187,7 +187,7 @@ def test_accuracy_counts_the_most_probable_class(name: str) -> None:
     by_class = torch.stack([likelihood.log_prob(value.expand_as(y)).exp().mean(0) for value in values], -1)
     hits = (by_class.argmax(-1) == (y.squeeze(-1) if y.dim() == 3 else y)).float().mean(-1)
     torch.testing.assert_close(scores_of(likelihood, y, all_true(300, 30))["accuracy"], hits)
-    torch.testing.assert_close(class_probabilities(likelihood).mean(0), by_class, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(class_log_probs(likelihood).exp().mean(0), by_class, atol=1e-5, rtol=1e-5)
 
 
 def test_several_classes_per_query_are_refused() -> None:
@@ -371,7 +371,7 @@ def test_the_nearest_registered_class_is_taken(registry: None) -> None:
 
 def test_probabilities_of_numbers_are_refused() -> None:
     with pytest.raises(UsageError, match=r"likelihood over classes, got StudentT; use learner\.posterior_predictive"):
-        class_probabilities(StudentT(3.0, torch.zeros(1, 1, 1, 1)).to_event(1))
+        class_log_probs(StudentT(3.0, torch.zeros(1, 1, 1, 1)).to_event(1))
 
 
 # ---------------------------------------------------------------- the two models

@@ -126,6 +126,9 @@ def test_empty_rows_do_not_ruin_the_others() -> None:
     alone = (classifier.predict(query) == truth).mean()
     beside = (classifier.predict(np.concatenate((query, np.zeros((50, 20)))))[:100] == truth).mean()
     assert alone > 0.7 and beside > alone - 0.05
+    inductive = FewShotClassifier("inductive").fit(support, np.repeat(range(4), 3))
+    with_empty = inductive.predict_proba(np.concatenate((query, np.zeros((50, 20)))))[:100]
+    np.testing.assert_allclose(with_empty, inductive.predict_proba(query), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

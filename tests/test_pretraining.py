@@ -62,7 +62,8 @@ def test_the_cache_gives_the_same_backbone_and_features(bank: Bank) -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"^expected pretrain\.precision to be one of 32-true, bf16-mixed, got 'half'$"
+        UsageError,
+        match=r"^expected pretrain\.precision to be one of 32-true, bf16-mixed, got 'half'; choose one of these$",
     ):
         PretrainSettings(precision="half")
 

@@ -164,6 +164,14 @@ def test_predictions_honour_weights_and_offsets(rows: list[Any], reference: Refe
     assert [row["n"] for row in found] == ["1", "400"] and [row["o"] for row in found] == ["100", "100"]
 
 
+def test_a_large_offset_does_not_point_to_other_units(rows: list[Any], tmp_path: Path) -> None:
+    """The response less its offset is compared with the training data."""
+    for offset, noted in ((5000.0, False), (0.0, True)):
+        Path("new.csv").write_text(f"a,b,n,o,y\n9,0.5,30,{offset},5019\n11,0.2,1,{offset},\n")
+        out = ran("predict", "run", "new.csv", "--out", str(tmp_path / f"{offset}.csv")).out
+        assert ("note: column 'y' has mean 50" in out) == noted
+
+
 def test_held_out_groups_are_scored_with_the_noise_of_each_row(rows: list[Any], reference: Reference) -> None:
     ran("evaluate", "run", "task.shot=3")
     found = results_of(Path("run/evaluations/task.shot=3"))

@@ -201,7 +201,7 @@ def test_a_folder_of_something_else_is_refused(folder: str, copied: Path) -> Non
     error = call("collapse", "study=classification", "size=smoke", f"hydra.run.dir={folder}").error
     holds = "study=gaussian_mean size=smoke" if folder == "study" else "other files"
     assert error.startswith("expected a new folder, or the folder of study=classification size=smoke")
-    assert holds in error and error.endswith("hydra.run.dir=DIR, or --out DIR of experiments.transductive")
+    assert holds in error and error.endswith("; name another folder: hydra.run.dir=DIR")
     assert sorted(Path(folder).rglob("*")) == before
 
 
@@ -227,7 +227,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
         chosen[name] = folder, rows
         jobs += jobs_of(rows, folder, {})[0]
     with without_workers():
-        run_grid(jobs, workers=1, title="study")
+        run_grid(jobs, workers=1, title="study", advice="")
     for name, (folder, rows) in chosen.items():
         write(study_of(name), rows, folder)
     return chosen

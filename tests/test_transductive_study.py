@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes.build import build
 from pyro_metabayes.data.sources import features
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.transductive import __main__ as command
 from pyro_metabayes.experiments.transductive.banks import write_bank
@@ -20,6 +22,7 @@ from pyro_metabayes.experiments.transductive.choices import chosen
 from pyro_metabayes.experiments.transductive.columns import Column, columns_of
 from pyro_metabayes.experiments.transductive.differences import to_best
 from pyro_metabayes.experiments.transductive.methods import Predict
+from tests.commands import call
 from tests.configurations import check_configurations, first_of_each
 
 STUDY: Any = OmegaConf.to_container(OmegaConf.load(command.STUDY))
@@ -81,6 +84,22 @@ def test_the_same_command_keeps_what_is_finished(compared: Path) -> None:
     run(compared)
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert (compared / "page.md").read_text() == page
+
+
+def test_a_folder_of_something_else_is_refused_with_the_option_of_this_command(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    error = call("transductive", "--size", "smoke", "--out", str(tmp_path)).error
+    assert error.startswith(f"expected a new folder, or the folder of transductive size=smoke, got {tmp_path} with")
+    assert error.endswith("other files; name another folder: --out DIR")
+
+
+def test_runs_of_other_settings_are_refused_with_the_option_of_this_command(compared: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(compared, copied)
+    for settings in copied.rglob("settings.txt"):
+        settings.write_text("guide=other\n")
+    with pytest.raises(UsageError, match=r"with other settings .*, remove it, or name another folder: --out DIR$"):
+        run(copied)
 
 
 def test_methods_that_are_told_have_balanced_columns_alone(compared: Path) -> None:

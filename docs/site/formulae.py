@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,11 @@ from matplotlib.mathtext import math_to_image
 from pymdownx.superfences import SuperFencesException
 
 POINTS = 13
+# Operators, which LaTeX sets apart from what precedes and follows them; matplotlib sets them close to it.
+LIMIT = r"\s*[_^]\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w)"
+LARGE = re.compile(rf"\\(?:sum|prod|int)(?![a-z])(?:{LIMIT})*")
+AFTER_A_SYMBOL = re.compile(r"(?<=[\w}])\s*(?=\\(?:sum|prod|int|log|cos|exp)(?![a-z]))")
+METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)  # date and program, which the search would find and show
 
 
 def as_svg(source: str, *_: Any, **__: Any) -> str:
@@ -19,8 +25,12 @@ def as_svg(source: str, *_: Any, **__: Any) -> str:
     formula, file = " ".join(source.split()), io.StringIO()
     with matplotlib.rc_context({"mathtext.fontset": "cm", "svg.fonttype": "path", "svg.hashsalt": formula}):
         try:
-            math_to_image(f"${formula}$", file, prop=FontProperties(size=POINTS), format="svg")
+            math_to_image(f"${spaced(formula)}$", file, prop=FontProperties(size=POINTS), format="svg")
         except ValueError as error:  # with an error of any other kind the page would show the source, and say nothing
             raise SuperFencesException(f"not a formula: {formula}\n{error}") from error
-    drawing = file.getvalue().partition("<svg ")[2]
+    drawing = METADATA.sub("", file.getvalue().partition("<svg ")[2])
     return f'<div class="formula"><svg role="img" aria-label="{html.escape(formula)}" {drawing}</div>'
+
+
+def spaced(formula: str) -> str:
+    return AFTER_A_SYMBOL.sub(r"\\, ", LARGE.sub(r"\g<0>\\,", formula))

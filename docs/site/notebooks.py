@@ -1,7 +1,8 @@
 """python docs/site/notebooks.py [--keep] [01 ...]: execute notebooks/*.py, each in an empty folder.
 
 Each becomes a notebook to download and a page of the site, in build/notebooks. With --keep the notebook is also stored
-beside its text, where the repository keeps it. An error in a cell is an error of the build.
+beside its text, where the repository keeps it. An error in a cell is an error of the build, and so is a plot of a cell
+that does not say what the plot shows: # %% alt="Accuracy against the number of labelled rows".
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ METADATA = {
 # Progress bars, plain lines of progress and the log of Hydra's launcher, which contain times.
 PROGRESS = re.compile(r"^(?:.*\d%\|.*|.+: \d+ of \d+ \w+.*|\[[-\d:, ]+\]\[HYDRA\].*)\n", re.MULTILINE)
 NEIGHBOUR = re.compile(r"\]\((\d\d_\w+)\.ipynb")  # a link to another notebook, on the site a page
+PLOT = re.compile(r"!\[png\]\((\S+/output_(\d+)_\d+\.png)\)")  # with the number of its cell
 FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)  # on the site a block of its own
 
 
@@ -47,10 +49,14 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 
 def reproducible(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
-    """The notebook without random ids, times, versions and the folder in which it was executed."""
+    """The notebook without random ids, times, versions and the folder in which it was executed.
+
+    Of the metadata of a cell only `alt` remains.
+    """
     notebook.metadata, notebook.nbformat_minor = nbformat.from_dict(METADATA), 5
     for number, cell in enumerate(notebook.cells, 1):
-        cell.id, cell.metadata = f"cell-{number:02d}", nbformat.from_dict({})
+        alt = {name: value for name, value in cell.metadata.items() if name == "alt"}
+        cell.id, cell.metadata = f"cell-{number:02d}", nbformat.from_dict(alt)
         cell.source = cell.source.strip("\n")  # of the empty lines that the text has above a function
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
@@ -75,11 +81,20 @@ def write(notebook: nbformat.NotebookNode, name: str, keep: bool) -> None:
     for folder in (OUT, TEXTS) if keep else (OUT,):
         nbformat.write(notebook, folder / f"{name}.ipynb")
     page, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{name}_files"})
+    page = PLOT.sub(lambda plot: f"![{alternative_text(notebook, int(plot[2]), name)}]({plot[1]})", page)
     page = FORMULA.sub(r"```math\n\1\n```", NEIGHBOUR.sub(r"](\1.md", page))
     (OUT / f"{name}.md").write_text(page + FOOT.format(f"{name}.ipynb"))
     for file, content in resources["outputs"].items():
         (OUT / file).parent.mkdir(exist_ok=True)
         (OUT / file).write_bytes(content)
+
+
+def alternative_text(notebook: nbformat.NotebookNode, place: int, name: str) -> str:
+    """The text that stands for the plot of a cell where the plot is not seen."""
+    cell = notebook.cells[place]
+    if "alt" not in cell.metadata:
+        sys.exit(f'error: expected # %% alt="..." above cell {place + 1} of {name}, which has a plot; got no text')
+    return str(cell.metadata.alt)
 
 
 def main() -> None:

@@ -91,7 +91,11 @@ def _rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str) -> str:
+def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str | None) -> str:
+    if columns is None:
+        sys.exit(
+            f"error: expected columns in the mark of the table {name}, got none; write <!-- table {name}: COLUMN -->"
+        )
     if not rows:
         sys.exit(f"error: docs/tables/{name}.csv has no row that the mark names")
     titles = dict(_renamed(column) for column in columns.split(";"))

@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 from pyro_metabayes.diagnostics.calibration import calibration, unseen_classes
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.experiments.calibration.plots import draw, draw_sbc
 from pyro_metabayes.experiments.calibration.tables import Report, SbcResults, rows_of
 from pyro_metabayes.experiments.cli.command import run_program
@@ -49,8 +49,7 @@ class CalibrationSettings:
         if self.samples < 1 or self.sbc_tasks < 0 or self.draws < 1 or not 0 < self.rate < 1:
             got = f"samples={self.samples}, sbc_tasks={self.sbc_tasks}, draws={self.draws} and rate={self.rate}"
             raise UsageError(f"expected samples >= 1, sbc_tasks >= 0, draws >= 1 and 0 < rate < 1, got {got}")
-        if self.prior not in ("auto", "learned", "simulator"):
-            raise UsageError(f"expected prior to be one of auto, learned, simulator, got '{self.prior}'")
+        check_choice("prior", self.prior, ("auto", "learned", "simulator"))
 
 
 def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:

@@ -57,14 +57,14 @@ def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
 
 
 def _coverage_cells(metrics: Mapping[str, Tensor], level: float) -> list[Cell]:
-    place = LEVELS.index(level)
+    place, percent = LEVELS.index(level), f"{100 * level:g}%"
     at_level = {name: Estimate.over_tasks(value[:, place]) for name, value in metrics.items() if name in AT_LEVELS}
     if "size" not in at_level:
-        return [(f"coverage of {100 * level:g}% intervals, %", interval(at_level["coverage"]))]
+        return [(f"coverage of {percent} intervals, %", interval(at_level["coverage"]))]
     return [
-        (f"coverage of {100 * level:g}% sets, %", interval(at_level["coverage"])),
-        ("probability in these sets, %", interval(at_level["mass"])),
-        ("classes in these sets", interval(at_level["size"], 1, 2)),
+        (f"coverage of {percent} sets, %", interval(at_level["coverage"])),
+        (f"probability in {percent} sets, %", interval(at_level["mass"])),
+        (f"classes in {percent} sets", interval(at_level["size"], 1, 2)),
     ]
 
 

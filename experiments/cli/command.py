@@ -27,6 +27,7 @@ from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, o
 from pyro_metabayes.experiments.cli.one_line_warnings import one_line_warnings
 from pyro_metabayes.experiments.cli.sweeps import (
     RUNNING,
+    another_folder,
     in_sweep,
     interruption_message,
     job_name,
@@ -42,7 +43,6 @@ from pyro_metabayes.training.interruption import SIGNALS
 
 CONF = str(Path(__file__).parents[1] / "conf")
 NOTHING_KEPT = "interrupted; of the unfinished work only the cache was kept: backbones, features and converted data"
-ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR (for a sweep, hydra.sweep.dir=DIR)"
 INTERRUPTED = 130  # exit code of the shell for a program that SIGINT has ended
 
 
@@ -163,7 +163,7 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
     """Call a function with the locked folder of the run. Remove the folder if it stays empty."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        with alone_in(folder, ANOTHER_FOLDER):
+        with alone_in(folder, another_folder()):
             _in_locked_folder(task, folder)
     finally:
         if not folder.is_dir():

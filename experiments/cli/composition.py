@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import Config, config_from, register
 from pyro_metabayes.experiments.cli.overrides import composable
+
+
+@contextlib.contextmanager
+def beside_command() -> Iterator[None]:
+    """Context manager for `config_of` in the process of a command whose own configuration Hydra has composed."""
+    command, called = GlobalHydra.instance(), HydraConfig.instance()
+    hydra, config = command.hydra, called.cfg
+    command.clear()
+    try:
+        yield
+    finally:
+        command.hydra, called.cfg = hydra, config
 
 
 def config_of(settings: Sequence[str]) -> Config:

@@ -51,6 +51,11 @@ def job_name() -> str:
     return Path(hydra_config.runtime.output_dir).name if hydra_config.mode == RunMode.MULTIRUN else ""
 
 
+def another_folder() -> str:
+    """Return advice for a folder in use: the setting with which the command that was called takes another folder."""
+    return f"name another folder: hydra.{'sweep' if job_name() else 'run'}.dir=DIR"
+
+
 def write_note(reason: str) -> None:
     """Write a file that says why this job of a sweep has no results; remove the file if `reason` is ''."""
     hydra_config = HydraConfig.get()

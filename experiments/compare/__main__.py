@@ -9,10 +9,10 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.compare.plots import draw
+from pyro_metabayes.experiments.compare.training_runs import training_runs_row
 from pyro_metabayes.experiments.runs.comparison import (
     differences_row,
     scores_row,
-    training_runs_row,
     unpaired_note,
     with_meaning,
 )
@@ -27,8 +27,8 @@ PAIRED = (
     "given backbones and classes):"
 )
 OVER_RUNS = (
-    "The same differences with 95% intervals over training runs (Student's t over backbones, or over seeds if all runs "
-    "share one backbone; better or worse: the interval excludes 0):"
+    "The same differences as means over training runs, with 95% intervals over these runs (each backbone counts once, "
+    "or each seed if all runs share one backbone; Student's t; better or worse: the interval excludes 0):"
 )
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
+from pyro_metabayes.experiments.runs.comparison import mean_and_ci95
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import (
     limits_without_outliers,
@@ -25,15 +24,17 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 def draw(groups: Groups, path: Path) -> None:
     """Plot accuracy (or squared error), NLL, and the sd of the prior during training, for each group of runs."""
-    alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
+    several = len({task for task, _ in groups}) > 1
+    names = [_name(label, task if several else "") for task, label in groups]
+    curves = zip(names, map(spread_in_training, groups.values()), strict=True)
+    alive = {name: curve for name, curve in curves if curve is not None}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
     first = ("accuracy", 100, "accuracy, %") if of_classes else ("mse", 1, "squared error")
     figure, axes = new_figure(3 if alive else 2)
     figure.set_size_inches(2.4 + 2.9 * len(axes), max(3.2, 1.4 + 0.34 * len(groups)))
     _draw_scores(axes[0], groups, *first)
     _draw_scores(axes[1], groups, "nll", 1, "NLL, nats per query")
-    several = len({task for task, _ in groups}) > 1
-    axes[0].set_yticklabels([_name(label, task if several else "") for task, label in groups])
+    axes[0].set_yticklabels(names)
     axes[1].set_yticklabels([])
     if alive:
         _draw_spreads(axes[2], alive, "sd of logits under the prior" if of_classes else "sd of means / noise")
@@ -41,21 +42,21 @@ def draw(groups: Groups, path: Path) -> None:
         figure.set_size_inches(width + 2.4, height)
     for axis in axes:
         axis.tick_params(labelsize=8)
-    figure.suptitle("means over tasks of the test split, 95% intervals over tasks; hollow: transductive", fontsize=9)
+    figure.suptitle("means over tasks, 95% intervals over tasks; hollow: transductive", fontsize=9)
     save_figure(figure, path)
 
 
 def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
-    for number, (label, (steps, spread)) in enumerate(curves.items()):
-        axis.plot(steps, spread, label=_name(label), **line_style(number))
+    for number, (name, (steps, spread)) in enumerate(curves.items()):
+        axis.plot(steps, spread, label=name, **line_style(number))
     logarithmic(axis)
     axis.set(xlabel="meta-training step")
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _name(label: str, task: str = "") -> str:
-    """Return the name of a row, wrapped to the width of the plot."""
+def _name(label: str, task: str) -> str:
+    """Return the name of a row, wrapped to the width of the plot; '' for a task that all rows share."""
     return "\n".join([*textwrap.wrap(label, 30, break_on_hyphens=False), *([task] if task else [])])
 
 
@@ -64,12 +65,10 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
-            values = factor * over_tasks((run, run.per_task[score]) for run in runs)
+            mean, ci95 = mean_and_ci95(runs, score)
             fill = "white" if runs[0].results["transductive"] else "C0"
-            means[-height] = float(values.mean())
-            axis.errorbar(
-                means[-height], -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
-            )
+            means[-height] = factor * mean
+            axis.errorbar(factor * mean, -height, xerr=factor * ci95, fmt="o", color="C0", mfc=fill, capsize=3)
     _mark_outliers(axis, means)
     axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
     axis.set_title(title, fontsize=10)

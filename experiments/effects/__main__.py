@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.text_table import text_table
@@ -24,7 +22,7 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit, effects_of_run
 from pyro_metabayes.experiments.effects.tables import effect_rows, prior_rows
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects
-from pyro_metabayes.experiments.runs.grouped_data import has_independent_effects, log_likelihoods
+from pyro_metabayes.experiments.runs.grouped_data import groups_in, has_independent_effects, log_likelihoods
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import Row, csv_table
 from pyro_metabayes.storage.checkpoint import write_atomically
@@ -36,11 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN_DIR", type=user_path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
-    groups, learner = setup.tasks.source, setup.learner
-    if not isinstance(groups, Groups):
-        raise UsageError(
-            f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
-        )
+    groups, learner = groups_in(setup.tasks.source, setup.config), setup.learner
     run = effects_of_run(groups, learner)
     independent = has_independent_effects(learner, groups)
     fitted = groups.estimates(diagonal=independent) if learner.model.canonical else None

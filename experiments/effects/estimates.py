@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -18,7 +18,7 @@ from pyro_metabayes.experiments.effects.prior_parameters import (
     errors_of_parameters,
     parameters_in_units,
 )
-from pyro_metabayes.experiments.effects.widening import errors_of_run, half_widths_of_effects
+from pyro_metabayes.experiments.effects.widening import errors_of_run, has_independent_effects, widened_effects
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
     HasSharedEffects,
@@ -53,6 +53,27 @@ class Effects:
 
 @torch.no_grad()
 def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
+    """Return the learned prior, and the posterior of each group given all its points, with standard errors.
+
+    The standard errors are those of the likelihood of the model at the estimates of the run, where they have a closed
+    form. A generalised linear mixed model has them if there is one effect per group, by quadrature.
+
+    Raises:
+        UsageError: as in `standardised_of_run`.
+    """
+    standard = standardised_of_run(groups, learner)
+    if learner.model.canonical and standard.noise == standard.noise:
+        whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise, dtype=torch.float64)
+        errors = errors_of(whole, standard.covariance, noise, groups.num_inner)
+        of_parameters = errors_of_parameters(groups, standard, has_independent_effects(groups, learner))
+        return _effects(groups, standard, errors, of_parameters, errors_of_run(groups, learner))
+    if groups.family != "gaussian" and groups.num_random == 1:
+        return _effects(groups, standard, *errors_by_quadrature(groups, standard))
+    return _effects(groups, standard)
+
+
+@torch.no_grad()
+def standardised_of_run(groups: Groups, learner: MetaLearner) -> StandardisedEstimates:
     """Return the learned prior, and the posterior of each group given all its points, as estimates.
 
     Raises:
@@ -72,53 +93,39 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     mean, covariance = moments_of_rows(prior)
     coefficients = torch.cat((mean[0], shared.beta[0].double()))
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
-    standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
-    return _with_errors(groups, learner, standard, isinstance(innermost(prior), Normal))
-
-
-def _with_errors(groups: Groups, learner: MetaLearner, standard: StandardisedEstimates, diagonal: bool) -> Effects:
-    """Add the standard errors of the likelihood of the model at the estimates of a run, where they have a closed form.
-
-    A generalised linear mixed model has them if there is one effect per group, by quadrature.
-    """
-    if learner.model.canonical and standard.noise == standard.noise:
-        whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise, dtype=torch.float64)
-        errors = errors_of(whole, standard.covariance, noise, groups.num_inner)
-        of_parameters = errors_of_parameters(groups, standard, diagonal)
-        return _in_units(groups, standard, errors, of_parameters, errors_of_run(groups, learner))
-    if groups.family != "gaussian" and groups.num_random == 1:
-        return _in_units(groups, standard, *errors_by_quadrature(groups, standard))
-    return _in_units(groups, standard)
+    return StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects, diagonal: bool = False) -> Effects:
-    """Return the closed-form maximum-likelihood estimates of the prior, and the posterior of each group.
+    """Return the closed-form maximum-likelihood estimates, with standard errors.
 
     Args:
         groups: the groups of the file.
         fitted: the maximum-likelihood estimates of the linear mixed model.
         diagonal: whether covariances of the effects are fixed at 0.
     """
-    of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
-    standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
+    standard = standardised_of_fit(groups, fitted)
     of_parameters = errors_of_parameters(groups, standard, diagonal)
-    return _in_units(groups, standard, fitted.errors, of_parameters, groups.estimation_errors(diagonal))
+    return _effects(groups, standard, fitted.errors, of_parameters, groups.estimation_errors(diagonal))
 
 
-def _in_units(
+def standardised_of_fit(groups: Groups, fitted: MixedEffects) -> StandardisedEstimates:
+    """Return closed-form maximum-likelihood estimates of the prior, and the posterior of each group."""
+    of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
+    return StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
+
+
+def _effects(
     groups: Groups,
     standard: StandardisedEstimates,
     errors: Tensor | None = None,
     of_parameters: Tensor | None = None,
     estimated: EstimationErrors | None = None,
 ) -> Effects:
-    scales, estimates = groups.scales, standard.in_units(groups)
-    if estimated is not None:
-        known = groups.with_equal_precision(groups.all_points().pooled())
-        estimates = replace(estimates, half_widths=half_widths_of_effects(estimated, groups, known))
-    sd = None if errors is None else scales.covariance_in_units(errors).diagonal().sqrt()
+    sd = None if errors is None else groups.scales.covariance_in_units(errors).diagonal().sqrt()
     noise = torch.tensor(standard.noise, dtype=torch.float64)
-    return Effects(estimates, sd, parameters_in_units(groups, standard.covariance, noise), of_parameters)
+    parameters = parameters_in_units(groups, standard.covariance, noise)
+    return Effects(widened_effects(groups, standard, estimated), sd, parameters, of_parameters)
 
 
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:

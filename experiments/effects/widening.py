@@ -1,4 +1,4 @@
-"""Prediction intervals of a run on data=groups that account for errors of the estimated parameters."""
+"""Prediction intervals and intervals of effects that account for errors of the estimated parameters of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.exact.estimation_errors import EstimationErrors, Widening
-from pyro_metabayes.experiments.partial_pooling.methods import LinearMixedModel
+from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, LinearMixedModel, StandardisedEstimates
 from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
@@ -27,11 +27,30 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
     model = learner.model
     if not (model.canonical and has(learner.model, LinearMixedModel)):
         return None
-    prior = innermost(model.prior(groups.all_points().observed()))
-    return groups.estimation_errors(diagonal=isinstance(prior, Normal))
+    return groups.estimation_errors(diagonal=has_independent_effects(groups, learner))
 
 
-def half_widths_of_effects(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
+def has_independent_effects(groups: Groups, learner: MetaLearner) -> bool:
+    """Return whether the effects of a group are independent under the prior of a run."""
+    return isinstance(innermost(learner.model.prior(groups.all_points().observed())), Normal)
+
+
+def widened_effects(groups: Groups, standard: StandardisedEstimates, errors: EstimationErrors | None) -> GroupEstimates:
+    """Return estimates in the units of the file, whose 90% intervals account for errors of the estimated parameters.
+
+    Args:
+        groups: the groups of the file.
+        standard: the estimates for standardised columns.
+        errors: the errors of the estimated parameters; None for intervals that ignore errors.
+    """
+    estimates = standard.in_units(groups)
+    if errors is None:
+        return estimates
+    known = groups.with_equal_precision(groups.all_points().pooled())
+    return replace(estimates, half_widths=_half_widths(errors, groups, known))
+
+
+def _half_widths(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
     """Return the half widths of the 90% intervals of the effects, in the units of the file, [tasks, effects].
 
     An effect in the units of the file is a linear function of all weights. So it is predicted like a label, at suitable

@@ -22,6 +22,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.hierarchical_nuts import sampled
 from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.composition import beside_command, config_of
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.text_table import narrow, text_table
 from pyro_metabayes.experiments.partial_pooling.generalised import generalised_rows
@@ -34,11 +35,13 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 )
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects, draw_prior, draw_shrinkage
 from pyro_metabayes.experiments.partial_pooling.tables import held_out_row, method_row
+from pyro_metabayes.experiments.runs.grouped_data import groups_in
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.runs.tables import Row as Cells
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
+from pyro_metabayes.experiments.runs.tasks import load_data
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
-from pyro_metabayes.experiments.studies.study import Row, read
+from pyro_metabayes.experiments.studies.study import Row, chosen_rows, read
 from pyro_metabayes.experiments.studies.tables import commands
 
 HELD_OUT = "held_out"  # the part of the study whose runs train on some groups and are evaluated on the other groups
@@ -59,8 +62,22 @@ def main(composed: DictConfig, folder: Path) -> None:
     if config.samples < 4 or config.warmup < 1 or config.splits < 1:
         got = f"samples={config.samples}, warmup={config.warmup} and splits={config.splits}"
         raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {got}")
+    refuse_other_tables(chosen_rows(config.study, config.size, config.parts))
     name = f"partial pooling of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
     run_study(config, name, folder, lambda study, rows, where: write(rows, where, config))
+
+
+def refuse_other_tables(rows: Sequence[Row]) -> None:
+    """Check, before any run, that a study is on a table of groups, and that rows of all points have no inner groups."""
+    row = next((row for row in rows if row.part != HELD_OUT), rows[0])
+    with beside_command():
+        config = config_of(row.settings)
+    groups = groups_in(load_data(config), config)
+    if groups.num_inner and row.part != HELD_OUT:
+        raise UsageError(
+            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which experiments.effects has "
+            "the estimates; name one column"
+        )
 
 
 def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
@@ -119,13 +136,7 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
 def groups_of(row: Row, folder: Path) -> Groups:
     """Load the table of groups on which a row of the study is trained."""
     run = row.folder(folder, 0)
-    groups = groups_and_learner(saved_config(run, []), run)[0]
-    if groups.num_inner:
-        raise UsageError(
-            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which "
-            "experiments.effects has the estimates; name one column"
-        )
-    return groups
+    return groups_and_learner(saved_config(run, []), run)[0]
 
 
 def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[str, str]]:

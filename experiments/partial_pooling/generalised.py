@@ -12,7 +12,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.exact.generalised import GeneralisedEffects, fit_by_quadrature, points_of
 from pyro_metabayes.exact.generalised_nuts import sampled_generalised
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.effects.estimates import effects_of_run
+from pyro_metabayes.experiments.effects.estimates import standardised_of_run
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
     StandardisedEstimates,
@@ -66,7 +66,8 @@ def estimates_from_quadrature(groups: Groups, fitted: GeneralisedEffects) -> Gro
 
 
 def _estimates_from_run(folder: Path) -> GroupEstimates:
-    return effects_of_run(*groups_and_learner(saved_config(folder, []), folder)).estimates
+    groups, learner = groups_and_learner(saved_config(folder, []), folder)
+    return standardised_of_run(groups, learner).in_units(groups)
 
 
 def _method_row(

@@ -20,6 +20,7 @@ from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.hierarchical_nuts import Draws
 from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from pyro_metabayes.experiments.cli.config import Config, saved_config
+from pyro_metabayes.experiments.runs.grouped_data import groups_in
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.learner import MetaLearner
@@ -152,12 +153,7 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
     """Load the table of groups of a run, and its trained learner."""
-    source = set_up(config, training=False).tasks.source
-    if not isinstance(source, Groups):
-        raise UsageError(
-            f"expected a study on a table of groups, got data={config.choices.get('data')}; take data=radon"
-        )
-    return source, MetaLearner.load(folder)
+    return groups_in(set_up(config, training=False).tasks.source, config), MetaLearner.load(folder)
 
 
 def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:

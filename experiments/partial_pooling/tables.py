@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.evaluation.intervals import quantile95
+from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, mean_distance
 from pyro_metabayes.experiments.studies.tables import spread
 
@@ -66,7 +66,7 @@ def held_out_row(name: str, values: Sequence[float], results: Sequence[Mapping[s
         values: the RMSE of each split.
         results: results.json of each split, for the coverage.
     """
-    half_width = quantile95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    half_width = ci95_of(np.array(values)) if len(values) > 1 else None
     coverage = [result["coverage90"] for result in results]
     return {
         "": name,

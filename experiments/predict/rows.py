@@ -18,6 +18,7 @@ from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.effects.widening import errors_of_run, widened
+from pyro_metabayes.experiments.runs.grouped_data import groups_in
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.learner import MetaLearner
@@ -31,18 +32,15 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
         UsageError: the run is not on data=groups, or the file has no row with a blank response.
     """
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
-    groups = setup.tasks.source
-    if not isinstance(groups, Groups):
-        raise UsageError(
-            f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another run"
-        )
+    groups = groups_in(setup.tasks.source, setup.config)
     chosen = columns_of(groups.roles, file)
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
     if not asked.any():
         raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
     rows = groups.with_indicators(read)
-    for note in (*read.notes, *notes_of_units(rows.values, groups.scales, groups.scales.columns)):
+    compared = rows.without_offset(groups.family).values
+    for note in (*read.notes, *notes_of_units(compared, groups.scales, groups.scales.columns, groups.family)):
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
     points, errors = groups.inputs_and_labels(rows), errors_of_run(groups, setup.learner)
@@ -117,6 +115,8 @@ def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
 def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPrediction, number: int) -> dict[str, str]:
     """Format one row of the table: group, predictors as the regression uses them, and prediction.
 
+    A column of the file with the name of a prediction, such as "mean", is titled "mean of the file".
+
     Args:
         chosen: the columns of the file.
         read: the rows of the file.
@@ -130,4 +130,7 @@ def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPredic
     beside = {chosen.weights: read.weights, chosen.offset: read.offset}
     x |= {str(name): column[place].item() for name, column in beside.items() if column is not None}
     inputs = {name: f"{value:g}" for name, value in x.items() if name != "intercept"}
-    return group | inputs | {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}
+    predicted = {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}
+    return {
+        f"{name} of the file" if name in predicted else name: of for name, of in (group | inputs).items()
+    } | predicted

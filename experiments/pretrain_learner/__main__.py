@@ -29,6 +29,9 @@ from pyro_metabayes.storage.paths import user_path
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
 # Least skill of the features (see `Mixture`). Only a transductive learner sees from the queries how good they are.
 LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}
+# Share of the steps with ambiguous points (see `Mixture`). They correct over-confidence from 5 shots on. A transductive
+# learner trained with them was under-confident from one shot.
+AMBIGUOUS = {"transductive": 0.0, "inductive": 0.4}
 STEPS = {"transductive": 8000, "inductive": 5000}  # training steps of the learners that ship
 TASKS = 12  # tasks per step
 LEARNING_RATE, WARM_UP = 3e-3, 100
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and the tasks")
     options = parser.parse_args(arguments)
     learner = new_learner(options.learner, options.seed)
-    mixture = load(options.bank_share, LEAST_SKILL[options.learner])
+    mixture = load(options.bank_share, LEAST_SKILL[options.learner], AMBIGUOUS[options.learner])
     steps = STEPS[options.learner] if options.steps is None else options.steps
     train(learner, mixture, steps, options.out, options.seed)
     learner.trained_on = None  # tasks of every shape

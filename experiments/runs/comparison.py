@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pyro_metabayes.evaluation.intervals import RunsInterval, ci95_of, over_runs
+from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent
 
@@ -20,11 +21,6 @@ DIFFERENCES = {  # title, factor, digits
 OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns for classification only
 OF_JOINT = ("joint NLL", "joint NLL difference")  # columns for runs with eval.joint=true only
 OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
-
-
-def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
-    values = [run.results[name] for run in runs]
-    return None if None in values else float(np.mean(values))
 
 
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
@@ -45,21 +41,40 @@ def over_tasks(scored: Iterable[tuple[Run, np.ndarray]]) -> np.ndarray:
     return np.concatenate([np.mean(scores, axis=0) for scores in by_tasks.values()])
 
 
+def mean_and_ci95(runs: Sequence[Run], name: str) -> tuple[float, float]:
+    """Return the mean of a score by the rule of `over_tasks`, and the half width of its 95% interval over tasks."""
+    scores = over_tasks((run, run.per_task[name]) for run in runs)
+    return scores.mean(), ci95_of(scores, groups_of(runs))
+
+
+def mean_metric(runs: Sequence[Run], name: str) -> float | None:
+    """Return the mean of a metric of whole runs, such as the ECE, by the rule of `over_tasks`.
+
+    Every task of a run counts with the metric of the run. So the metrics of runs with the same test tasks are averaged
+    first, and each set of test tasks has the weight that it has in the mean accuracy. None if a run lacks the metric.
+    """
+    metrics = [run.results.get(name) for run in runs]
+    if None in metrics:
+        return None
+    each = zip(runs, metrics, strict=True)
+    return float(over_tasks((run, np.full(len(run.per_task["nll"]), metric)) for run, metric in each).mean())
+
+
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     """Return one row of the table of scores: means over the tasks of all runs, with 95% intervals over tasks.
+
+    Scores of tasks and metrics of runs are averaged by the rule of `over_tasks`. The RMSE is the root of the mean
+    squared error over all tasks, as in results.json.
 
     Args:
         task: the name of the data and task.
         label: the name of the row.
         runs: runs that differ only in the seed and the backbone.
     """
-    groups = groups_of(runs)
     common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
-    scores = {name: over_tasks((run, run.per_task[name]) for run in runs) for name in common}
+    scores = {name: mean_and_ci95(runs, name) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
-    accuracy = "-"
-    if "accuracy" in scores:
-        accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"], groups))
+    accuracy = per_cent(*scores["accuracy"]) if "accuracy" in scores else "-"
     transductive = runs[0].results["transductive"]
     return {
         "guide": label,
@@ -69,19 +84,19 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         # Two columns: transductive and inductive accuracies are not comparable.
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
-        "RMSE": "-" if "accuracy" in scores else number(mean_over_seeds(runs, "rmse")),
-        "NLL": _interval(scores["nll"], groups),
-        "joint NLL": _interval(scores["joint_nll"], groups) if "joint_nll" in scores else "-",
+        "RMSE": number(math.sqrt(scores["mse"][0])) if "mse" in scores else "-",
+        "NLL": _interval(*scores["nll"]),
+        "joint NLL": _interval(*scores["joint_nll"]) if "joint_nll" in scores else "-",
         "ECE": _calibration(runs),
-        "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
+        "ELBO": number(mean_metric(runs, "elbo"), 1),
         "KL weight": kl_weight(runs[0].results),
-        "KL": number(mean_over_seeds(runs, "kl"), 1),
+        "KL": number(mean_metric(runs, "kl"), 1),
         "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
     }
 
 
-def _interval(scores: np.ndarray, groups: np.ndarray | None) -> str:
-    return f"{scores.mean():.3f} +- {ci95_of(scores, groups):.3f}"
+def _interval(mean: float, ci95: float) -> str:
+    return f"{mean:.3f} +- {ci95:.3f}"
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
@@ -136,57 +151,18 @@ def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple
     return [(run, other) for run, other in pairs if other is not None and name in run.per_task]
 
 
-def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Return one row of the table of differences from `first`, with 95% intervals over training runs.
-
-    Runs are paired by tasks and backbone. A difference is marked better or worse if its interval excludes 0.
-    """
-    row = {"guide": label, "data and task": task, "runs": _count(runs)}
-    for name, (title, factor, digits) in DIFFERENCES.items():
-        pairs = [(run, other) for run, other in pairs_of(name, runs, first) if run.backbone == other.backbone]
-        row[title] = "-"
-        if pairs:
-            gains = [factor * float((run.per_task[name] - other.per_task[name]).mean()) for run, other in pairs]
-            row[title] = _marked(
-                over_runs(gains, [run.backbone for run, _ in pairs]), digits, better=1 if factor > 1 else -1
-            )
-    return row
-
-
-def _count(runs: Sequence[Run]) -> str:
-    """Format the number of runs and of their distinct pretrained backbones, such as "3, with 1 backbone"."""
-    backbones = len({run.backbone for run in runs})
-    return f"{len(runs)}, with {backbones} backbone{'s' * (backbones > 1)}"
-
-
-def _marked(difference: RunsInterval, digits: int, better: int) -> str:
-    """Format a difference with its interval, such as "+1.2 +- 0.4, better".
-
-    Args:
-        difference: mean and 95% interval.
-        digits: number of decimals.
-        better: 1 if larger scores are better, -1 if smaller scores are better.
-    """
-    if difference.ci95 is None:
-        return f"{difference.mean:+.{digits}f}"
-    text = f"{difference.mean:+.{digits}f} +- {difference.ci95:.{digits}f}"
-    if not difference.excludes_zero:
-        return text
-    return f"{text}, {'better' if difference.mean * better > 0 else 'worse'}"
-
-
 def _calibration(runs: Sequence[Run]) -> str:
-    """Format the mean ECE over seeds as "0.012 +- 0.004 (floor 0.006)".
+    """Format the mean ECE as "0.012 +- 0.004 (floor 0.006)".
 
     The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
     Runs on the same tasks or groups are not independent, so they do not narrow the interval.
     """
-    error = number(mean_over_seeds(runs, "ece"))
+    error = number(mean_metric(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
         return error
     independent = len({run.tasks for run in runs}) if groups_of(runs) is None else 1
     width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / independent))
-    return f"{error} +- {width:.3f} (floor {number(mean_over_seeds(runs, 'ece_floor'))})"
+    return f"{error} +- {width:.3f} (floor {number(mean_metric(runs, 'ece_floor'))})"
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -12,7 +12,9 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.build import target_of
+from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sources import groups
+from pyro_metabayes.data.stream import Source
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.tasks import load_data
@@ -35,6 +37,13 @@ def check_groups(config: Config, learner: MetaLearner, data: groups.Groups) -> N
     _refuse_other_family(config, learner, data)
     _refuse_unread_weights(config, learner, data)
     _refuse_unread_inner_groups(learner, data)
+
+
+def groups_in(data: Bank | Source, config: Config) -> groups.Groups:
+    """Return the data of a run; raise a UsageError if they are not those of data=groups."""
+    if not isinstance(data, groups.Groups):
+        raise UsageError(f"expected a run on data=groups, got data={config.choices.get('data')}; give another run")
+    return data
 
 
 def _refuse_other_family(config: Config, learner: MetaLearner, data: groups.Groups) -> None:

@@ -22,7 +22,7 @@ from pyro_metabayes.training.progress import progress
 _stopped = False  # True in a worker that must not start another job
 
 
-def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
+def run_grid(jobs: Sequence[Job], workers: int, title: str, advice: str) -> None:
     """Run every unfinished job in parallel worker processes.
 
     First one job of each data set runs, and fills the caches that the other jobs read.
@@ -31,13 +31,14 @@ def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
         jobs: the jobs; finished jobs are skipped.
         workers: the number of worker processes.
         title: a name for the progress bar.
+        advice: how the command that was called takes another folder, for a message.
 
     Raises:
         UsageError: workers < 1, or a job has failed because of a mistake in its settings or data.
     """
     if workers < 1:
         raise UsageError(f"expected workers >= 1, got {workers}")
-    todo = [job for job in jobs if not job.finished]
+    todo = [job for job in jobs if not job.is_finished(advice)]
     first = list({_data_of(job): job for job in reversed(todo)}.values())
     bar = progress(title, "runs", len(jobs), len(jobs) - len(todo))
     print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} in parallel")

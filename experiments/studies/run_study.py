@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.experiments.cli.sweeps import another_folder
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, complete, jobs_of
 
@@ -34,11 +35,12 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
         write: function that writes tables and plots, given the study, the rows with finished runs, and the folder.
     """
     rows = chosen_rows(config.study, config.size, config.parts)
-    claim(folder, name)
+    advice = another_folder()
+    claim(folder, name, advice)
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
     try:
-        run_grid(runs, config.workers, "study")
-        run_grid(evaluations, config.workers, "evaluate")
+        run_grid(runs, config.workers, "study", advice)
+        run_grid(evaluations, config.workers, "evaluate", advice)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
     all_rows = chosen_rows(config.study, config.size, ())

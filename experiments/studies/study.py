@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SIZES = ("full", "smoke")
-ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR, or --out DIR of experiments.transductive"
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,11 @@ class Job:
     def out(self) -> Path:
         return self.folder / "evaluations" / ",".join(self.again) if self.again else self.folder
 
-    @property
-    def finished(self) -> bool:
-        """Whether results.json of the job exists.
+    def is_finished(self, advice: str) -> bool:
+        """Return whether results.json of the job exists.
+
+        Args:
+            advice: how the command that was called takes another folder, for the message.
 
         Raises:
             UsageError: the folder holds a run with other settings.
@@ -81,7 +82,7 @@ class Job:
         if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
                 f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); "
-                f"continue it with these settings, remove it, or {ANOTHER_FOLDER}"
+                f"continue it with these settings, remove it, or {advice}"
             )
         return (self.out / "results.json").exists()
 
@@ -120,16 +121,20 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
     Raises:
         UsageError: `size` or a name in `parts` is unknown.
     """
-    if size not in SIZES:
-        raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
+    check_choice("size", size, SIZES)
     parts_of_study = list(study["parts"])
     if unknown := [part for part in parts if part not in parts_of_study]:
         raise UsageError(f"unknown part '{unknown[0]}' of this study; choose from: {', '.join(parts_of_study)}")
     return [row for row in rows_of(study, size == "smoke") if not parts or row.part in parts]
 
 
-def claim(folder: Path, name: str) -> None:
+def claim(folder: Path, name: str, advice: str) -> None:
     """Write the name of a study to study.txt in its folder. A file with this name is kept.
+
+    Args:
+        folder: the folder of the study.
+        name: text that identifies the study.
+        advice: how the command that was called takes another folder, for the message.
 
     Raises:
         UsageError: the folder holds another study or other files.
@@ -139,7 +144,7 @@ def claim(folder: Path, name: str) -> None:
     if holds == name:
         return
     if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise UsageError(f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {ANOTHER_FOLDER}")
+        raise UsageError(f"expected a new folder, or the folder of {name}, got {folder} with {holds}; {advice}")
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 
 

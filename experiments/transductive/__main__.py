@@ -32,6 +32,7 @@ from pyro_metabayes.experiments.transductive.tables import count_rows
 from pyro_metabayes.storage.lock import alone_in, made_folder
 from pyro_metabayes.storage.paths import user_path
 
+ANOTHER_FOLDER = "name another folder: --out DIR"
 SMOKE_TASKS = 4  # number of tasks per choice and column with --size smoke
 STUDY = Path(CONF) / "study" / "transductive.yaml"
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study: Any = OmegaConf.to_container(OmegaConf.load(STUDY))
-    with made_folder(options.out), alone_in(options.out, "pass another --out"):
+    with made_folder(options.out), alone_in(options.out, ANOTHER_FOLDER):
         try:
             scored = run(study, options)
         except KeyboardInterrupt:
@@ -64,11 +65,11 @@ def run(study: Mapping[str, Any], options: Namespace) -> dict[str, Scored]:
     """Run the unfinished parts of the comparison, write the page, and return the results by bank (data set)."""
     smoke, folder = options.size == "smoke", options.out
     rows = [_with_bank(row, folder) for row in chosen_rows(study, options.size, options.banks)]
-    claim(folder, f"transductive size={options.size}")
+    claim(folder, f"transductive size={options.size}", ANOTHER_FOLDER)
     banks = list(dict.fromkeys(row.part for row in rows))
     for bank in banks:
         write_bank(bank_file(folder, bank), "simulated" if smoke else study["banks"][bank]["features"])
-    run_grid(jobs_of(rows, folder, {})[0], options.workers, "train")
+    run_grid(jobs_of(rows, folder, {})[0], options.workers, "train", ANOTHER_FOLDER)
     scored = {}
     for bank in banks:
         trained = {row.label: row for row in rows if row.part == bank}

@@ -37,7 +37,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. kappa gives directions of large
     variance less weight (regularised whitening). a and lambda are learned functions of M and of the effective dimension
-    of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the other points.
+    of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the features of the other points.
 
     The T tasks also get the tensor auxiliary["frame"] [T, 3]. The columns are log(D / 128), the length of the mean of
     u_i, and log(effective dimension / 10).

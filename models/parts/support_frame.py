@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.cholesky import cholesky
-
-SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
+from pyro_metabayes.prediction.scale import SHORTEST
 
 
 class Coordinates:

@@ -23,7 +23,7 @@ from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
 from pyro_metabayes.data.stream import Block
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 
 Pixels = Callable[[Sequence[Any]], Iterable[np.ndarray]]
 
@@ -37,8 +37,7 @@ def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> di
         validation: a source that is used for validation only; "": validation uses validation images of all sources.
     """
     for key, name in (("target", target), *((("validation", validation),) if validation else ())):
-        if name not in names:
-            raise UsageError(f"expected data.{key} to be one of {', '.join(names)}, got '{name}'")
+        check_choice(f"data.{key}", name, names)
     if validation == target:
         raise UsageError(f"expected data.validation to differ from data.target, got '{target}' for both; change one")
     sources = [name for name in names if name not in (target, validation)]

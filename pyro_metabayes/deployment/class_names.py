@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.prediction.tensors import readable_labels
+from pyro_metabayes.validation.labels import readable_labels
 
 
 def classes_of(y: Any, num_points: int) -> tuple[np.ndarray, np.ndarray]:

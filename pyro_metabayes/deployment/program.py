@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pyro_metabayes.deployment.fixed_noise import RecordedNoise, RepeatedNoise
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.likelihoods.classes import class_probabilities
 from pyro_metabayes.likelihoods.draws import Draws
 from pyro_metabayes.prediction.features import EncodesSupport, with_queries
 from pyro_metabayes.prediction.numbers import number_moments
 from pyro_metabayes.prediction.predicts import Predicts
+from pyro_metabayes.prediction.probabilities import by_class, over_draws
 from pyro_metabayes.seeding import draws_by
 
 Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
@@ -100,10 +100,9 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
     q = learner.guide.posterior(data)
     if not num_classes:
         return tuple(value.squeeze(0) for value in number_moments(learner.model, q, data, num_samples))
-    likelihood = Draws.of(learner.model, q, num_samples).likelihood(data)
-    probabilities = class_probabilities(likelihood).squeeze(1)
-    probabilities = torch.where(_has_every_class(support_y, num_classes), probabilities, torch.nan)
-    return probabilities.mean(0), probabilities.std(0, correction=0)
+    prediction = over_draws(by_class(Draws.of(learner.model, q, num_samples).logits(data)))
+    complete = _has_every_class(support_y, num_classes)
+    return tuple(torch.where(complete, value, torch.nan) for value in prediction)
 
 
 def _has_every_class(y: Tensor, num_classes: int) -> Tensor:

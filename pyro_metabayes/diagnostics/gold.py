@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.model import OBSERVE, Model
@@ -38,10 +38,7 @@ class Target:
     """
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
-        if labels not in OBSERVE:
-            raise UsageError(
-                f"expected labels (in a run: targets) to be one of {', '.join(OBSERVE)}, got '{labels}'; change labels"
-            )
+        check_choice("labels (in a run: targets)", labels, OBSERVE)
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():

@@ -91,12 +91,7 @@ def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -
 
 
 def adapted(
-    model: Model,
-    start: Tensor,
-    observed: Observed,
-    log_step_size: Tensor,
-    num_steps: int,
-    first_order: bool = False,
+    model: Model, start: Tensor, observed: Observed, log_step_size: Tensor, num_steps: int, first_order: bool = False
 ) -> Tensor:
     """Take K steps of gradient ascent on the mean log-likelihood (1/n) sum_i log p(y_i | x_i, w) of n support points.
 
@@ -126,6 +121,8 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
         mask: [T, N], False for points that are left out.
     """
     if not model.canonical:
+        if not outputs.numel():
+            return torch.zeros_like(outputs)  # torch cannot sum the log-likelihoods of 0 points over their labels
         return torch.func.grad(lambda at: -(model.likelihood_of(at).log_prob(y) * mask).sum())(outputs)
     family: Any = innermost(model.likelihood_of(outputs))
     if isinstance(family, Categorical):

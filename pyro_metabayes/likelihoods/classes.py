@@ -169,17 +169,6 @@ def class_entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs.clamp(min=_least(log_probs))).sum(-1)
 
 
-def class_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """Compute the class probabilities [L, T, Q, C] of a likelihood with batch [L, T, Q].
-
-    Raises:
-        UsageError: the family is not registered or does not predict classes.
-    """
-    log_probs = class_log_probs(likelihood)
-    # Logits of many draws are stored with the class axis first; softmax along that layout is ten times as fast.
-    return log_probs.softmax(-1) if log_probs.stride(-1) == 1 else log_probs.mT.softmax(-2).mT
-
-
 def class_log_probs(likelihood: TorchDistribution) -> Tensor:
     """Compute the log class probabilities [L, T, Q, C] of a likelihood with batch [L, T, Q].
 

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.divergences import (
     KL_BOUNDS,
     closed_form_kl,
@@ -52,8 +52,7 @@ class Elbo(Objective, Trace_ELBO):
     def __init__(self, particles: int = 1, kl: str = "sampled") -> None:
         Objective.__init__(self, particles)
         Trace_ELBO.__init__(self, num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
-        if kl not in (names := ("sampled", "analytic", *KL_BOUNDS)):
-            raise UsageError(f"expected objective.kl to be one of {', '.join(names)}, got '{kl}'; change objective.kl")
+        check_choice("objective.kl", kl, ("sampled", "analytic", *KL_BOUNDS))
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:

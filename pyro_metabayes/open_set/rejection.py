@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.likelihoods.classes import class_entropy
@@ -64,7 +64,7 @@ class Rejection:
             )
         return cls(float(above), value)
 
-    def __call__(self, labels: np.ndarray, probabilities: Tensor) -> np.ndarray:
+    def __call__(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Replace the labels of rejected queries.
 
         Args:
@@ -74,7 +74,8 @@ class Rejection:
         Returns:
             Labels [Q], of a dtype that can hold the predicted labels and `label`.
         """
-        return np.where((class_entropy(probabilities.log()) > self.above).cpu().numpy(), self.label, labels)
+        entropy = class_entropy(torch.from_numpy(probabilities).log())
+        return np.where((entropy > self.above).numpy(), self.label, labels)
 
 
 def _check_entropy(above: Any, num_classes: int) -> None:

@@ -113,10 +113,10 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
         expected = f"[N, {words_of_shape(shape)[1:]}, N >= 1"
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}; reshape the array")
     finite = math.isfinite(values.sum().item())  # one pass over the values; the sum of finite values may overflow
-    if not finite and (bad := (~torch.isfinite(values)).flatten(1).any(1).sum().item()):
+    if not finite and len(bad := (~torch.isfinite(values)).flatten(1).any(1).nonzero()):
         raise UsageError(
-            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows; fix or remove "
-            "these rows"
+            f"expected finite values in {name}, got NaN or infinity in {len(bad)} of {len(values)} rows; fix or remove "
+            f"these rows (the first is row {bad[0].item()})"
         )
     return values
 

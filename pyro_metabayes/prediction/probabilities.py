@@ -45,8 +45,19 @@ def prediction_of(logits: Callable[[], Tensor], dtype: torch.dtype) -> Predictio
     Raises:
         UsageError: a probability is NaN, because numbers overflow.
     """
-    # A softmax over a middle axis of 5 classes is 14 times as fast as a softmax over a last axis of 5 classes.
-    probabilities = without_nan(lambda: logits().squeeze(1).mT.softmax(-2), dtype)  # [L, C, Q]
+    return over_draws(without_nan(lambda: by_class(logits()), dtype))
+
+
+def by_class(logits: Tensor) -> Tensor:
+    """Compute class probabilities [L, C, Q] of one task from logits [L, 1, Q, C] of L draws, Q queries and C classes.
+
+    A softmax over a middle axis of 5 classes is 14 times as fast as a softmax over a last axis of 5 classes.
+    """
+    return logits.squeeze(1).mT.softmax(-2)
+
+
+def over_draws(probabilities: Tensor) -> Prediction:
+    """Compute mean and standard deviation over L draws of class probabilities [L, C, Q]."""
     return Prediction(probabilities.mean(0).mT, spread_of_samples(probabilities).mT)
 
 

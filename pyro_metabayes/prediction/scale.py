@@ -9,7 +9,8 @@ from torch.nn import functional
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
 
-LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and the 1e-12 of normalize has no effect
+SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
+LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and SHORTEST has no effect
 
 
 def all_within(values: Tensor, least: float, most: float) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from pyro_metabayes.learner import MetaLearner
@@ -66,9 +64,3 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
         reasons["check_methods_subset_invariance"] = "predictions of a transductive guide depend on the whole query set"
     reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
     return reasons
-
-
-def one_line(message: str) -> str:
-    """Shorten a message of scikit-learn to one line, without array values and without advice on other estimators."""
-    superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
-    return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

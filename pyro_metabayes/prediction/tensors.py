@@ -79,34 +79,9 @@ def readable(name: str, x: Any) -> Any:
     return x
 
 
-def readable_labels(name: str, y: Any) -> Any:
-    """Convert labels to an array for scikit-learn's checks of inputs.
-
-    Args:
-        name: name of the argument, for messages.
-        y: labels of any type: a tensor, array, list or column of a data frame.
-
-    Raises:
-        UsageError: a label is missing, or only some labels are text.
-    """
-    y = readable(name, y)
-    array = np.asarray(y)
-    if isinstance(y, list | tuple) and array.dtype.kind == "U":  # numpy converts numbers in a list of text to text
-        array = np.array(y, dtype=object)
-    if array.dtype != object or not array.size or not array.ndim:
-        return y
-    if missing := [value for value in array.flat if _is_missing(value)]:
-        raise UsageError(
-            f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); remove these rows"
-        )
-    if len({isinstance(value, str) for value in array.flat}) > 1:
-        raise UsageError(f"expected labels of one type in {name}, got text and other types; convert all labels to text")
-    return y if isinstance(array.flat[0], str) else np.array(array.tolist())
-
-
-def _is_missing(value: Any) -> bool:
-    """Return whether a value is None, NaN or pandas.NA."""
-    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
+def shown(value: Any) -> str:
+    """Return the representation of a value for a message, cut to a few characters."""
+    return repr(value)[:LONGEST]
 
 
 def _is_list_of_tensors(x: Any) -> bool:
@@ -169,7 +144,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
             f"expected real numbers in {name}, got complex numbers ({array.dtype}); use .real or numpy.abs"
         )
     if array.dtype.kind not in "biuf":
-        first = f", such as {_shown(array.flat[0].item())}" if array.size else ""
+        first = f", such as {shown(array.flat[0].item())}" if array.size else ""
         raise UsageError(f"expected numbers in {name}, got type {array.dtype}{first}; convert {name} to numbers")
     return array
 
@@ -189,12 +164,8 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
             )
         if not isinstance(value, Real | Decimal | np.bool_):
             raise UsageError(
-                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert this entry to a "
+                f"expected numbers in {name}, got {shown(value)} ({type(value).__name__}); convert this entry to a "
                 "number, or remove the row"
             )
     inferred = np.array(array.tolist()).reshape(array.shape)
     return inferred if inferred.dtype != object else array.astype(np.float64)
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:LONGEST]

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 # {NAME: SHA-256 checksum of NAME.pt}; `python -m experiments.pretrain_learner NAME` writes these files.
 CHECKSUMS = {
     "transductive": "6d606310f57bad2cf5522c9ce4797e1283b635dbaef893a57444b17de3247927",
-    "inductive": "3b6a51957aab255ca69f4903053ec6336710ccde110d9bbf4c86faa301b065d4",
+    "inductive": "a3b9d970ebc4a66c7e2cfa4263759515550e9dbe9814b47371f7819ad2021f2f",
 }
 
 

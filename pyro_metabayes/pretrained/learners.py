@@ -5,28 +5,49 @@ from __future__ import annotations
 import functools
 from os import PathLike, fspath
 
-from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.errors import UsageError, check_choice, similar_choice
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.transductive.balance import BALANCES
 
 
+def ships(learner: object) -> bool:
+    """Return whether the argument `learner` of a classifier names a pretrained learner of the package."""
+    return isinstance(learner, str) and learner in CHECKSUMS
+
+
+def chosen(learner: MetaLearner | str | PathLike[str] | None, balance: str | None) -> MetaLearner:
+    """Return the learner that the arguments `learner` and `balance` of a classifier name.
+
+    Args:
+        learner: name of a pretrained learner, a MetaLearner, or the file or run folder of a learner.
+        balance: value of the setting `balance` of the guide of `transductive`; None: the value in the file.
+
+    Raises:
+        UsageError: there is no such learner or balance, or the learner has no setting `balance`.
+    """
+    if balance is not None:
+        refuse_balance(learner, balance)
+        check_choice("balance", balance, BALANCES)
+    return _shipped(str(learner), balance) if ships(learner) else _loaded(learner)
+
+
+def refuse_balance(learner: object, balance: str | None) -> None:
+    """Raise a UsageError if a balance is given for a learner without this setting."""
+    if balance is not None and not (isinstance(learner, str) and learner == "transductive"):
+        raise UsageError(
+            f"expected learner='transductive' for balance='{balance}', got another learner; remove balance, "
+            "or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
+        )
+
+
 @functools.lru_cache(maxsize=8)
-def shipped(name: str, balance: str | None) -> MetaLearner:
+def _shipped(name: str, balance: str | None) -> MetaLearner:
     """Load a pretrained learner in float64. The guide of `transductive` computes in float32, in half the time.
 
     The learner is read once per process. All callers share it, since predictions do not change it.
-
-    Args:
-        name: `transductive` or `inductive`.
-        balance: value of the setting `balance` of the guide; None: the value in the file.
-
-    Raises:
-        UsageError: the guide has no such balance.
     """
-    if balance is not None:
-        check_choice("balance", balance, BALANCES)
     settings = {} if balance is None else {"balance": balance}
     learner = MetaLearner.pretrained(name, **settings).double().eval()
     if learner.guide.transductive:
@@ -34,12 +55,8 @@ def shipped(name: str, balance: str | None) -> MetaLearner:
     return learner
 
 
-def loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
-    """Return a MetaLearner: `learner` itself, or the learner in the file or run folder of this name.
-
-    Raises:
-        UsageError: the argument is not a learner or a path, or there is no learner at the path.
-    """
+def _loaded(learner: object) -> MetaLearner:
+    """Return a MetaLearner: `learner` itself, or the learner in the file or run folder of this name."""
     if isinstance(learner, MetaLearner):
         return learner
     if not isinstance(learner, str | PathLike):
@@ -51,6 +68,6 @@ def loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
     if not (path := user_path(fspath(learner))).exists():
         raise UsageError(
             f"expected learner to be one of {', '.join(CHECKSUMS)}, or a file or folder that exists, got '{learner}'; "
-            "fix the name"
+            f"{similar_choice(learner, CHECKSUMS) or 'fix the name'}"
         )
     return MetaLearner.load(path)

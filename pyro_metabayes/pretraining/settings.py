@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 
 CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precision": ("32-true", "bf16-mixed")}
 
@@ -36,8 +36,7 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                raise UsageError(f"expected pretrain.{name} to be one of {', '.join(choices)}, got '{value}'")
+            check_choice(f"pretrain.{name}", getattr(self, name), choices)
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.shift < 0:
             raise UsageError(
                 "expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0 and shift >= 0, got "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.moved import current_name
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UsageError(f"expected train.{name} to be one of {', '.join(choices)}, got '{value}'")
+            check_choice(f"train.{name}", getattr(self, name), choices)
         rates = {f"learning_rates.{name}": rate for name, rate in self.learning_rates.items()}
         for name, value in {**vars(self), **rates}.items():
             _refuse_out_of_range(name, value)

@@ -12,9 +12,8 @@ from torch.nn.functional import normalize
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.capabilities import HasClassTerm, require
 from pyro_metabayes.model import Model
+from pyro_metabayes.prediction.scale import SHORTEST
 from pyro_metabayes.transductive.assignments import masked_mean
-
-SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
 
 
 @dataclass(frozen=True, eq=False)

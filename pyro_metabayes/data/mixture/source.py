@@ -20,25 +20,27 @@ DIMENSIONS = (16, 32, 64, 128, 256, 256, 384, 512, 768)  # of simulated features
 PROJECTIONS = (16, 32, 64, 128, 256)
 FIXED = 128  # of validation and test tasks
 WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
+MOST_AMBIGUOUS = 0.25  # largest share of ambiguous points in a task
 
 
-def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
+def load(bank_share: float = 0.5, least_skill: float = 0.0, ambiguous: float = 0.0) -> Mixture:
     """Return the source of training tasks that mixes features of real inputs with simulated features.
 
     Args:
         bank_share: share of the training steps with features of real inputs; the other steps are simulated.
         least_skill: least skill of the nearest class mean, 0 to 0.9 (`Mixture`).
+        ambiguous: share of the training steps of more than 2 shots with ambiguous points, 0 to 1 (`Mixture`).
     """
-    check_settings(bank_share, least_skill)
-    return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
+    check_settings(bank_share, least_skill, ambiguous)
+    return Mixture(training_banks() if bank_share else [], bank_share, least_skill, ambiguous)
 
 
-def check_settings(bank_share: float, least_skill: float) -> None:
-    """Check that the settings bank_share and least_skill are within their ranges, else raise a UsageError."""
-    if not 0 <= bank_share <= 1 or not 0 <= least_skill <= 0.9:
+def check_settings(bank_share: float, least_skill: float, ambiguous: float) -> None:
+    """Check that the settings of `Mixture` are within their ranges, else raise a UsageError."""
+    if not 0 <= bank_share <= 1 or not 0 <= least_skill <= 0.9 or not 0 <= ambiguous <= 1:
         raise UsageError(
-            "expected data.bank_share from 0 to 1 and data.least_skill from 0 to 0.9, got "
-            f"bank_share={bank_share} and least_skill={least_skill}"
+            "expected data.bank_share and data.ambiguous from 0 to 1, and data.least_skill from 0 to 0.9, got "
+            f"bank_share={bank_share}, ambiguous={ambiguous} and least_skill={least_skill}"
         )
 
 
@@ -52,6 +54,9 @@ class Mixture:
         bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from `banks`; the others are simulated.
         least_skill: blocks of training tasks with less skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
             classes, where a is the accuracy of the nearest class mean. A large value excludes overlapping classes.
+        ambiguous: fraction of the blocks of training tasks with more than 2 shots, 0 to 1, in which up to a quarter of
+            the points of a task are mixed with other points of the task. From one or two shots, a learner cannot see
+            that a task has such points, and would be under-confident in all tasks.
 
     Raises:
         UsageError: a setting is out of range, or bank_share is positive although there are no banks.
@@ -61,11 +66,18 @@ class Mixture:
     input_shape = (None,)
     random_shapes = True
 
-    def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
-        check_settings(bank_share, least_skill)
+    def __init__(
+        self,
+        banks: Sequence[FeatureRows],
+        bank_share: float = 0.5,
+        least_skill: float = 0.0,
+        ambiguous: float = 0.0,
+    ) -> None:
+        check_settings(bank_share, least_skill, ambiguous)
         if bank_share and not banks:
             raise UsageError(f"expected data.bank_share=0 without feature data sets, got {bank_share}; pass banks")
-        self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
+        self.banks, self.bank_share = list(banks), bank_share
+        self.least_skill, self.ambiguous = least_skill, ambiguous
 
     def block(self, split: str) -> int:
         """Return the number of tasks drawn together with one shape, the largest possible training batch."""
@@ -94,6 +106,8 @@ class Mixture:
         while self.least_skill and skill_of(episodes) < self.least_skill:
             episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
         episodes.support_mask = support_mask(shape, number, generator)
+        if shape.shot > 2 and self.ambiguous and chance(self.ambiguous, generator):
+            _mix_points(episodes, generator)
         if shape.shot > 2 and chance(WRONG_LABELS, generator):
             episodes.support_y = _with_errors(episodes.support_y, shape, generator)
         if chance(OUTLIERS, generator):
@@ -192,6 +206,22 @@ def _with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
     wrong = torch.rand(labels.shape, generator=generator) < 0.2 * torch.rand((), generator=generator)
     wrong[:, :: shape.shot] = False
     return torch.where(wrong, torch.randint(shape.way, labels.shape, generator=generator), labels)
+
+
+def _mix_points(episodes: Episodes, generator: Generator) -> None:
+    """Mix up to a quarter of the points of each task with other points of the task, in place.
+
+    Such points are ambiguous, like a photograph that shows two things. Mixing weights are up to 1: some points become
+    copies of a point that may belong to another class.
+    """
+    x = torch.cat((episodes.support_x, episodes.query_x), 1)
+    tasks, number = x.shape[:2]
+    share = MOST_AMBIGUOUS * torch.rand(tasks, 1, 1, generator=generator).square()
+    weight = 0.3 + 0.7 * torch.rand(tasks, number, 1, generator=generator)
+    weight = weight * (torch.rand(tasks, number, 1, generator=generator) < share)
+    other = torch.rand(tasks, number, generator=generator).argsort(1).unsqueeze(-1).expand_as(x)
+    x = torch.lerp(x, x.gather(1, other), weight)
+    episodes.support_x, episodes.query_x = x.split((episodes.support_x.shape[1], episodes.query_x.shape[1]), 1)
 
 
 def _add_outliers(x: Tensor, generator: Generator) -> None:

@@ -49,9 +49,9 @@ class Rows:
     def features(self) -> list[str]:
         return self.columns[:-1]
 
-    def without_offset(self) -> Rows:
-        """Return the rows for a Gaussian regression, with the offset subtracted from the response."""
-        if self.offset is None:
+    def without_offset(self, family: str) -> Rows:
+        """Return the rows with the offset subtracted from a Gaussian response; of another family, unchanged."""
+        if self.offset is None or family != "gaussian":
             return self
         response = self.values[:, -1:] - self.offset.unsqueeze(-1)
         return replace(self, values=torch.cat((self.values[:, :-1], response), -1))

@@ -45,11 +45,19 @@ def notes_of_codes(values: Tensor, columns: Sequence[str]) -> list[str]:
     return notes
 
 
-def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str]) -> list[str]:
+def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str], family: str) -> list[str]:
     """Return a note for each of the columns whose mean is far from its mean in the training data.
 
-    This points to different units. Missing values (NaN) are left out of the mean.
+    This points to different units. Missing values (NaN) are left out of the mean. A response that is not Gaussian is
+    left out, since it is not standardised.
+
+    Args:
+        values: [N, D + 1], the D features and the response of N rows, without the offset of a Gaussian response.
+        scales: means and sds of the training data.
+        columns: names of the columns to compare.
+        family: family of the response.
     """
+    response = "" if family == "gaussian" else scales.columns[-1]
     means = values.nanmean(0)
     far = ((means - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
@@ -58,5 +66,5 @@ def notes_of_units(values: Tensor, scales: Scales, columns: Collection[str]) -> 
         for name, is_far, mean, of_run, sd in zip(
             scales.columns, far.tolist(), means.tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
         )
-        if is_far and name in columns
+        if is_far and name in columns and name != response
     ]

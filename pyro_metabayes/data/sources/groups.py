@@ -134,7 +134,7 @@ def _scales(
         given: the scales of an earlier training; empty: none.
         family: family of the response.
     """
-    file, values = chosen.header.path, (read.without_offset() if family == "gaussian" else read).values
+    file, values = chosen.header.path, read.without_offset(family).values
     of_columns = {name: moments for name, moments in given.items() if name not in (chosen.weights, chosen.offset)}
     standard = learnable_scales(values[learned], read.columns, read.random, of_columns, file, roles)
     standard = standard.with_response_of(family)
@@ -144,7 +144,8 @@ def _scales(
     if offset is not None and read.offset is not None:
         check_offset(read.offset, offset, file)
     if given:
-        return standard, notes_of_units(values, standard, [name for name, moments in given.items() if "sd" in moments])
+        known = [name for name, moments in given.items() if "sd" in moments]
+        return standard, notes_of_units(values, standard, known, family)
     return standard, notes_of_training(values[learned], standard, file, family, roles)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
@@ -32,8 +32,7 @@ def load(rotations: str = "all") -> Bank:
         rotations: the splits in which rotated characters are further classes: "all" (4,112 / 688 / 1,692 classes, as
             in Snell et al. 2017 and VERSA), "train" or "none".
     """
-    if rotations not in ROTATED_SPLITS:
-        raise UsageError(f"expected data.rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
+    check_choice("data.rotations", rotations, tuple(ROTATED_SPLITS))
     images, names = _from_file() if os.environ.get("METABAYES_DATA") else _from_torchvision()
     split_of = vinyals_split()
     images = _in_order(images, names, list(split_of))

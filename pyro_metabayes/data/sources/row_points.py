@@ -14,8 +14,7 @@ def points_of(rows: Rows, scales: Scales, family: str) -> Tensor:
 
     The inputs are the standardised features and, if rows have them, the root of the weight and the offset.
     """
-    read = rows.without_offset() if family == "gaussian" else rows
-    values = scales.standardised(read.values)
+    values = scales.standardised(rows.without_offset(family).values)
     beside = [] if rows.weights is None else [(rows.weights / scales.weight).sqrt()]
     if rows.offset is not None and family != "gaussian":
         beside.append(rows.offset - scales.offset)

@@ -78,7 +78,7 @@ class AmortizedSteps(nn.Module):
 
     def _task(self, observed: Observed, known: Tensor | None) -> Task:
         """Return the tasks in the precision of the parameters, which may be less than that of the features."""
-        own = self.temperature[0].weight
+        own = next(self.parameters())
         converted = observed.map_tensors(lambda values: values.to(own) if values.is_floating_point() else values)
         return Task.of(converted, None if known is None else known.to(own))
 
@@ -191,8 +191,7 @@ def _changes(task: TaskGeometry, state: State) -> Tensor:
         Tensor [T, NUM_CHANGES], NUM_CHANGES statistics for each of T tasks.
     """
     logits, cosines = state.rates.scale * state.cosines, state.cosines
-    way = logits.shape[-1]
-    log_probs = logits.log_softmax(-1)
+    way, log_probs = logits.shape[-1], logits.log_softmax(-1)
     probs = log_probs.exp()
     moved = torch.ones_like(cosines[..., 0]) if state.before is None else (state.before - probs).abs().sum(-1)
     entropy = -(probs * log_probs).sum(-1) / math.log(way)

@@ -22,7 +22,7 @@ class TaskGeometry:
 
     Attributes:
         x: [T, Q, D], the Q queries, with D features.
-        mask: [T, Q], False for masked queries.
+        mask: [T, Q], False for masked queries, and for queries of zeros, which have no direction.
         shares: [T, Q], weight of each query in a mean over the queries.
         labels: [T, S, C], one-hot labels of the S support points for C classes, 0 for masked points.
         means: [T, C, D], class means of the support set.
@@ -40,7 +40,8 @@ class TaskGeometry:
 
     @classmethod
     def of(cls, observed: Observed) -> Self:
-        x, mask = observed.query_x, observed.query_mask
+        x = observed.query_x
+        mask = observed.query_mask & (x != 0).any(-1)
         labels = support_labels(observed)
         return cls(
             x=x,
