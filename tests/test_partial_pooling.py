@@ -257,7 +257,7 @@ def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 NESTED = "data=groups data.path=t.csv data.group=[school,class] data.response=score prior=nested"
 REFUSED = {
-    NESTED: "expected one column in data.group, got school and class (nested groups), of which experiments.effects has",
+    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups), of which ",
     "data=sinusoid": "expected a run on data=groups, got data=sinusoid; give another run",
 }
 

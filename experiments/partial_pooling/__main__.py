@@ -75,8 +75,8 @@ def refuse_other_tables(rows: Sequence[Row]) -> None:
     groups = groups_in(load_data(config), config)
     if groups.num_inner and row.part != HELD_OUT:
         raise UsageError(
-            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which experiments.effects has "
-            "the estimates; name one column"
+            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which "
+            "experiments.effects has the estimates; name one column"
         )
 
 
