@@ -21,10 +21,10 @@ from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import over_runs
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.sweeps import another_folder
-from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
+from pyro_metabayes.experiments.cli.text_table import WIDTH, narrow, text_table
 from pyro_metabayes.experiments.runs.comparison import mean_and_ci95, mean_metric
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, number, per_cent
+from pyro_metabayes.experiments.runs.tables import markdown_table, number, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict

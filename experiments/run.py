@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
@@ -36,7 +36,7 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
     for results in ("evaluations", "errors"):
         shutil.rmtree(folder / results, ignore_errors=True)
     if before.schedule == "cosine":
-        note = f"note: the cosine schedule was computed for {before.steps} steps"
+        note = f"note: the cosine schedule was computed for {how_many(before.steps, 'step')}"
         print(f"{note}; a new run with the changed number of steps would give another result", file=sys.stderr)
 
 

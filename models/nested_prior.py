@@ -33,8 +33,8 @@ class Nested(FullGaussian):
     def __init__(self, num_weights: int, num_inner: FromSource = 0, loc: float = 0.0, scale: float = 0.1) -> None:
         if num_inner < 1:
             raise UsageError(
-                "expected nested groups, such as data.group=[school,class], for prior=nested, got data without them; "
-                "set prior=full_gaussian"
+                "expected nested groups, such as data.group=[school,class] or (1 | school/class), for prior=nested, "
+                "got data without them; set prior=full_gaussian"
             )
         super().__init__(num_weights - num_inner, loc, scale)
         self.num_inner = num_inner

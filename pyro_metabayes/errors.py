@@ -25,6 +25,17 @@ def printable(message: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
+def how_many(number: int, one: str, several: str = "") -> str:
+    """Return a number with its noun, such as "1 group" or "3 groups".
+
+    Args:
+        number: the number.
+        one: the noun in the singular.
+        several: the plural; "": the singular with an s.
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 class UnknownKey(UsageError):
     """Error for an unknown setting. The message suggests the existing setting with the most similar name.
 

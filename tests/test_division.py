@@ -89,7 +89,7 @@ def test_division_is_kept_by_changed_inputs() -> None:
         ({"split": "row"}, "expected splits .data.split in a run. to be one of classes, rows, none, got 'row'"),
         ({"split": "rows", "train": 0.9, "val": 0.1}, r"train \+ val < 1, got train=0.9"),
         ({}, r"each class in one split of it.npz, got '0' in .* \(4 such classes\).*or set data.split=rows"),
-        ({"split": "rows"}, r"train for every class of it.npz .* got class '4' in test only \(1 such classes\)"),
+        ({"split": "rows"}, r"train for every class of it.npz .* got class '4' in test only \(1 such class\)"),
     ],
 )
 def test_what_cannot_be_divided_is_named(settings: dict[str, str], message: str) -> None:

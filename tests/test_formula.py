@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ UNDERSTOOD = {
     "score ~ hours + (0 + hours | school)": Roles("school", "score", ["hours"], ["hours"]),
     "score ~ hours + (hours - 1 | school)": Roles("school", "score", ["hours"], ["hours"]),
     "log.radon ~ basement + (1 | county.name)": Roles("county.name", "log.radon", ["basement"], ["intercept"]),
+    "`a (score` ~ `x | z)` + (1 | `the )`)": Roles("the )", "a (score", ["x | z)"], ["intercept"]),
     "`a score` ~ (1 | `the school`)": Roles("the school", "a score", [], ["intercept"]),
     "y ~ factor(diet) + x + (x | g)": Roles("g", "y", ["diet", "x"], ["intercept", "x"], ["diet"]),
     "y ~ C(diet) * x + (x | g)": Roles("g", "y", ["diet", "x", "diet:x"], ["intercept", "x"], ["diet"]),
@@ -42,7 +44,11 @@ REFUSED = {
     "y": "expected data.formula like 'score ~ hours + (hours | school)', got 'y'",
     "~ x + (1 | g)": "expected data.formula like",
     "y ~ x + (1 | g) ~ z": "expected data.formula like",
-    "y ~ x + + (1 | g": "expected a term (effects | group) in data.formula",
+    "y ~ x + + (1 | g": "got 'y ~ x + + (1 | g', in which one is not closed; add ) or remove (",
+    "y ~ (x + (1 | g)": "expected balanced parentheses in data.formula, got 'y ~ (x + (1 | g)', in which one is",
+    "y ~ x + 1 | g)": "got 'y ~ x + 1 | g)', in which one is not opened; add ( or remove )",
+    "y ~ x) + (1 | g": "in which one is not opened",
+    "factor(y ~ x + (1 | g)": "in which one is not closed",
     "y ~ x + * (1 | g)": "expected data.formula like",
     "y ~ x + (x | a/b)": "expected only an intercept for 'b' in (x | a/b), got other effects; write (x | a) + (1",
     "y ~ x + (x | a) + (x | a:b)": "got (x | a) and (x | a:b): crossed groups; keep one of these terms; nested",
@@ -85,16 +91,17 @@ def test_a_formula_names_columns(formula: str) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nine groups of eight rows; x, z are numbers, kind is text, one a group of one level."""
+    """Nine groups of eight rows; x, z, n, double, far are numbers, kind is text, one is constant."""
     monkeypatch.chdir(tmp_path)
-    noise, lines = np.random.default_rng(3), ["g,a,b,one,x,z,n,kind,y"]
+    noise, lines = np.random.default_rng(3), ["g,a,b,one,x,z,n,kind,y,double,far"]
     for group in range(9):
         effect = noise.normal()
         for row in range(8):
             x, z = noise.normal(size=2)
             kind = "uvw"[row % 3]
             y = 3 + effect + 2 * x - z + 0.7 * x * z + {"u": 0, "v": 1, "w": -1 + x}[kind] + 0.3 * noise.normal()
-            lines.append(f"g{group},a{group % 3},b{row % 2},1,{x:.4f},{z:.4f},{row + 1},{kind},{y:.4f}")
+            others = f"{2 * round(x, 4):.4f},{x + 1e3:.4f}"
+            lines.append(f"g{group},a{group % 3},b{row % 2},1,{x:.4f},{z:.4f},{row + 1},{kind},{y:.4f},{others}")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -109,11 +116,19 @@ def test_formulas_of_other_models_are_refused_by_name(formula: str, table: Path)
 OTHERS = {
     "data.formula=y ~ x + (1 | h)": "expected one column 'h' in t.csv, got none; there are: g, a, b, one, x, z, n",
     "data.formula=y ~ xx + (1 | g)": "expected one column 'xx' in t.csv, got none",
-    "data.formula=y ~ x + (1 | one)": "expected at least two groups in column 'one' of t.csv, got one",
-    "data.formula=y ~ x + y + (1 | g)": "weights and offset, and in random, got 'y' twice",
-    "data.formula=y ~ x + (1 | x)": "weights and offset, and in random, got 'x' twice",
-    "data.formula=y ~ x + offset(x) + (1 | g)": "weights and offset, and in random, got 'x' twice",
-    "data.formula=y ~ x + (1 | g);data.weights=y": "weights and offset, and in random, got 'y' twice",
+    "data.formula=y ~ x + (1 | one)": "two groups in column 'one' of t.csv, got one; fix data.formula",
+    "data.formula=y ~ x + one + (1 | g)": "expected numbers that differ in column 'one' of t.csv",
+    "data.formula=y ~ far + (0 + far | g)": "expected 'intercept' beside 'far' as random effects in "
+    "data.formula, got only slopes: all lines meet at far = 0, far from the data",
+    "data.formula=y ~ x + double + (1 | g)": "remove one of these columns from data.formula",
+    "data.group=g;data.response=y;data.predictors=[x,double]": "remove one of these columns from data.predictors",
+    "data.formula=y ~ x + (1 | a/g)": "expected prior=nested for nested groups, a/g in data.formula, got the prior",
+    "data.formula=y ~ x + (1 | g/a);prior=nested": "expected several values of 'a' for one value of 'g' for g/a in "
+    "data.formula, got one for each",
+    "data.formula=y ~ x + y + (1 | g)": "weights and offset, and as random effects, got 'y' twice",
+    "data.formula=y ~ x + (1 | x)": "weights and offset, and as random effects, got 'x' twice",
+    "data.formula=y ~ x + offset(x) + (1 | g)": "weights and offset, and as random effects, got 'x' twice",
+    "data.formula=y ~ x + (1 | g);data.weights=y": "weights and offset, and as random effects, got 'y' twice",
     "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; remove one of them",
     "data.formula=y ~ x + (1 | g);data.predictors=[z]": "expected data.formula or data.predictors, got both",
     "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n and another in",
@@ -131,6 +146,46 @@ OTHERS = {
 def test_columns_that_do_not_suit_are_named(settings: str, table: Path) -> None:
     error = call("run", *TRAINING, "data.path=t.csv", *settings.split(";")).error
     assert OTHERS[settings] in error and len(error.strip().splitlines()) == 1, error
+
+
+ABSENT: dict[str, list[dict[str, object]]] = {
+    "data.formula": [
+        {"formula": "y ~ x + (1 | nope)"},
+        {"formula": "y ~ x + (1 | g/nope)"},
+        {"formula": "nope ~ x + (1 | g)"},
+        {"formula": "y ~ nope + (1 | g)"},
+        {"formula": "y ~ factor(nope) + (1 | g)"},
+        {"formula": "y ~ x + offset(nope) + (1 | g)"},
+    ],
+    "data.group": [{"group": "nope", "response": "y"}, {"group": ["g", "nope"], "response": "y"}],
+    "data.response": [{"group": "g", "response": "nope"}],
+    "data.predictors": [{"group": "g", "response": "y", "predictors": ["x", "nope"]}],
+    "data.factors": [{"group": "g", "response": "y", "predictors": ["x"], "factors": ["nope"]}],
+    "data.weights": [{"formula": "y ~ x + (1 | g)", "weights": "nope"}],
+    "data.offset": [{"formula": "y ~ x + (1 | g)", "offset": "nope"}],
+}
+
+
+@pytest.mark.parametrize(("setting", "given"), [(name, one) for name, cases in ABSENT.items() for one in cases])
+def test_a_column_that_is_not_there_is_named_with_its_setting(setting: str, given: dict[str, Any], table: Path) -> None:
+    with pytest.raises(UsageError, match=rf"^expected one column 'nope' in t.csv, got none; .*; fix {setting}$"):
+        load(path="t.csv", **given)
+
+
+USED_TWICE = {
+    "y ~ x + y + (1 | g)": "'y' twice; remove it from data.formula",
+    "y ~ x + z + x:z + (1 | g);offset=x": "'x' twice; remove it from data.offset or data.formula",
+    "y ~ x + (1 | g);weights=y": "'y' twice; remove it from data.formula or data.weights",
+    "y ~ intercept + (1 | g)": "'intercept' twice ('intercept' names the constant); remove it from data.formula",
+}
+
+
+@pytest.mark.parametrize("given", USED_TWICE)
+def test_a_column_of_two_roles_is_named_with_its_settings(given: str, table: Path) -> None:
+    Path("t.csv").write_text(Path("t.csv").read_text().replace("double", "intercept", 1))
+    formula, *others = given.split(";")
+    with pytest.raises(UsageError, match=re.escape(USED_TWICE[given]) + "$"):
+        load(path="t.csv", formula=formula, **dict(other.split("=") for other in others))
 
 
 def points(groups: Groups) -> list[float]:

@@ -333,9 +333,9 @@ SETTINGS = {
     "data.path=none.csv": "expected a CSV file, found none at none.csv; fix data.path",
     "data.path=t.csv data.random=[b]": "expected names among intercept, a in data.random, got 'b'",
     "data.path=t.csv data.random=[]": "expected group-specific weights in data.random, got none",
-    "data.path=t.csv data.predictors=[a,a]": "weights and offset, and in random, got 'a' twice",
-    "data.path=t.csv data.response=a": "weights and offset, and in random, got 'a' twice",
-    "data.path=t.csv data.random=[a,a]": "weights and offset, and in random, got 'a' twice",
+    "data.path=t.csv data.predictors=[a,a]": "weights and offset, and as random effects, got 'a' twice",
+    "data.path=t.csv data.response=a": "weights and offset, and as random effects, got 'a' twice",
+    "data.path=t.csv data.random=[a,a]": "weights and offset, and as random effects, got 'a' twice",
     "data.path=t.csv data.train=0": "expected fractions data.train > 0, data.val >= 0 and data.train + data.val <= 1",
     "data.path=t.csv data.train=0.9": "expected at least one group for test, got none of the 2 groups",
     "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",
@@ -380,7 +380,7 @@ def test_groups_run_with_every_guide_that_suits_them(
     small = ("train.steps=2", "eval.tasks=4", "train.validation_tasks=4", "train.tasks_per_step=4")
     arguments = (*READ, "data.path=t.csv", "data.random=[intercept,a]", f"guide={guide}", *small)
     out = ran("run", *arguments, "task.shot=1", "hydra.run.dir=run").out
-    assert "1 support points, at most " in out, "a group has the queries that it has"
+    assert "1 support point, at most " in out, "a group has the queries that it has"
     results = results_of(Path("run"))
     assert results["data"] == "groups" and all(
         isinstance(results[name], float) for name in ("rmse", "coverage90", "elbo")

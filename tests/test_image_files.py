@@ -97,7 +97,7 @@ def test_what_is_left_out_is_counted_once(tmp_path: Path, capsys: pytest.Capture
     assert image_folder.load(str(tmp_path), size=4).class_sizes.tolist() == [3, 2, 2]
     assert capsys.readouterr().err == (
         f"note: left out of {tmp_path}: 3 files without the suffix of an image (.heic, .txt, no suffix) and 1 linked "
-        "folders within classes\n"
+        "folder within classes\n"
     )
 
 
@@ -149,7 +149,7 @@ def test_a_broken_link_is_named(place: str, tmp_path: Path) -> None:
     (tmp_path / place).unlink(missing_ok=True)
     (tmp_path / place).symlink_to("/nowhere/x.png")
     name = place.rpartition("/")[2]
-    with pytest.raises(UsageError, match=rf"got 1 broken links: {name} leads to /nowhere/x.png, .*; fix or remove"):
+    with pytest.raises(UsageError, match=rf"got 1 broken link: {name} leads to /nowhere/x.png, .*; fix or remove"):
         image_folder.load(str(tmp_path), size=4)
 
 

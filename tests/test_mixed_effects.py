@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyro_metabayes.exact.mixed_effects import MixedEffects, fit, log_likelihood
 from pyro_metabayes.exact.sums import sums_of
 from pyro_metabayes.models.hierarchical_regression import Model
 from pyro_metabayes.models.priors import FullGaussian
+from tests.commands import ran, results_of
 from tests.pairs import random_regressions
 
 RANDOM = 2
@@ -147,6 +149,35 @@ def test_likelihood_figures_of_sleepstudy_are_those_of_lme4(metabayes_data: Path
     assert found["correlation"] == pytest.approx(0.08, abs=6e-3)
     deviance = -2 * (fitted.log_likelihood - 180 * math.log(groups.scale))
     assert deviance == pytest.approx(1751.939, abs=1e-3)
+
+
+def test_a_run_without_steps_is_maximum_likelihood(
+    metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the log likelihood of lme4, in ms, in results.json and beside the effects."""
+    monkeypatch.chdir(tmp_path)
+    ran("run", "data=sleepstudy", "guide=exact", "train.steps=0", "hydra.run.dir=run")
+    assert results_of(Path("run"))["log_likelihood"] == pytest.approx(
+        {"learned": -875.97, "closed_form": -875.97}, abs=5e-3
+    )
+    out = ran("effects", "run").out
+    assert "log likelihood of the training groups: -875.97 (run), -875.97 (closed form)" in out
+    rows = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
+    for row in rows.values():
+        assert float(row["run"]) == pytest.approx(float(row["closed form"]), rel=2e-3, abs=1e-3)
+
+
+def test_a_run_with_independent_effects_is_maximum_likelihood(
+    metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run starts at the estimates without covariances, and the closed form beside the effects is the same."""
+    monkeypatch.chdir(tmp_path)
+    ran("run", "data=sleepstudy", "guide=exact", "prior=gaussian", "train.steps=0", "hydra.run.dir=run")
+    values = results_of(Path("run"))["log_likelihood"]
+    assert values["learned"] == pytest.approx(values["closed_form"], abs=1e-3) and values["closed_form"] < -875.98
+    ran("effects", "run")
+    for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines()):
+        assert float(row["run"]) == pytest.approx(float(row["closed form"]), rel=2e-3, abs=1e-3)
 
 
 def test_effects_are_drawn_from_their_gaussian() -> None:

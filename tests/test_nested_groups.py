@@ -241,8 +241,8 @@ REFUSED = {
     "data.group=[school,n,class]": "expected one column in data.group, or two for nested groups, the larger groups",
     "data.group=[pupil,school]": "expected several values of 'school' for one value of 'pupil' for data.group=[pupil,",
     "data.group=[school,pupil]": "expected several rows for one value of 'pupil' for data.group=[school,pupil], got",
-    "data.group=school": "expected nested groups, such as data.group=[school,class], for prior=nested, got data",
-    "data.group=[school,hours]": "expected different columns in data.group, predictors, response, weights and offset",
+    "data.group=school": "expected nested groups, such as data.group=[school,class] or (1 | school/class), for prior=",
+    "data.group=[school,hours]": "got 'hours' twice; remove it from data.group or data.predictors",
     "data.group=[school,nothing]": "expected one column 'nothing' in t.csv, got none",
 }
 

@@ -156,7 +156,38 @@ def test_the_support_of_a_group_is_at_most_that_of_the_task(held_out: Path) -> N
     assert "at most 3 support points" in said
     assert "conditioned on" in said and "at most 3 points of the predicted group (task.shot=3)" in said
     nothing = ran("evaluate", str(held_out), "data.path=single.csv", "task.shot=0").out
-    assert "no point of the predicted group: the prior (task.shot=0)" in nothing
+    words = " ".join(nothing.split())
+    assert "no point of the predicted group (task.shot=0): the mean of the prior is predicted (re.form = NA in" in words
+    assert "so errors contain the differences between groups" in words
+    one = ran("evaluate", str(held_out), "data.path=single.csv", "task.shot=1", "task.query=1").out
+    assert "at most 1 support point, at most 1 query\n" in one and "at most 1 point of the predicted group" in one
+
+
+def evaluated(run: Path, *settings: str) -> tuple[str | None, str]:
+    """Which groups are evaluated, by results.json and by the printed table."""
+    said = ran("evaluate", str(run), *settings).out
+    (line,) = (line for line in said.splitlines() if line.startswith("data  "))
+    return results_of(run / "evaluations" / folder_name(settings))["evaluated_groups"], line.split(maxsplit=1)[1]
+
+
+def test_training_groups_are_not_called_test_groups(held_out: Path) -> None:
+    """A moved file, and a copy with other names of the groups, have the training groups; others have new groups."""
+    write_groups("new.csv", range(20, 27))
+    Path("moved.csv").write_text(Path("t.csv").read_text())
+    assert results_of(held_out)["evaluated_groups"] == "new"
+    for settings in ([], ["data.path=moved.csv"], ["data.path=new.csv"]):
+        assert evaluated(held_out, *settings) == ("new", "groups, test groups")
+    for settings in (["eval.split=train"], ["eval.split=val"], ["eval.split=train", "data.path=moved.csv"]):
+        assert evaluated(held_out, *settings) == ("training", "groups, training groups")
+    columns = ("data.group=who", "data.response=y", "data.predictors=[a]")
+    said = ran("run", "data=groups", "guide=exact", "data.path=t.csv", *columns, "train.steps=0", "hydra.run.dir=all")
+    assert "groups, training groups" in said.out and results_of(Path("all"))["evaluated_groups"] == "training"
+    assert evaluated(Path("all"), "task.shot=2") == ("training", "groups, training groups")
+    assert evaluated(Path("all"), "data.path=moved.csv") == ("training", "groups, training groups")
+    assert evaluated(Path("all"), "data.path=new.csv") == ("new", "groups, test groups")
+    ran("compare", "run", "all", "--out", "out")
+    table = Path("out/table.md").read_text()
+    assert "groups 0 support points, test groups" in table and "groups 0 support points, training groups" in table
 
 
 # What is said about a poor result --------------------------------------------------------------------

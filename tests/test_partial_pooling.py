@@ -14,6 +14,7 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.mixed_effects import fit
+from pyro_metabayes.experiments.cli.text_table import narrow
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_fit,
     estimates_from_run,
@@ -21,7 +22,9 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
     least_squares_effects,
     mean_distance,
 )
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow
+from pyro_metabayes.experiments.partial_pooling.plots import _name_groups
+from pyro_metabayes.experiments.runs.plots import new_figure
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.guides.partial_pooling import Guide
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.models.hierarchical_regression import Model
@@ -215,6 +218,24 @@ def test_the_study_runs(parts: str, metabayes_data: Path, tmp_path: Path, monkey
     assert "NUTS: split R-hat at most" in outcome.out and "amortized, linear maps" in outcome.out
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "expected", "rotation"),
+    [("g{}", 30, "g0\n1", 0), ("Hospital {}", 30, "Hospital 0, 1", 90), ("g{}", 31, "1", 0)],
+)
+def test_a_plot_names_its_groups_if_they_are_few(
+    name: str, count: int, expected: str, rotation: int, tmp_path: Path
+) -> None:
+    """By name and number of points, the smallest group first; long names are vertical."""
+    rows = [f"{name.format(group)},{x},{x + group}" for group in range(count) for x in range(1 + group)]
+    (tmp_path / "t.csv").write_text("\n".join(["who,x,y", *rows]) + "\n")
+    groups = load("who", "y", ["x"], path=str(tmp_path / "t.csv"))
+    _, (axis,) = new_figure(1)
+    _name_groups(axis, groups, groups.sizes.argsort(stable=True))
+    labels = axis.get_xticklabels()
+    assert labels[0].get_text() == expected and len(labels) == (count if count <= 30 else 31)
+    assert {label.get_rotation() for label in labels} == {rotation}
+
+
 def test_a_wide_table_is_printed_as_tables_that_fit_a_page() -> None:
     """Every column once, the first in each part."""
     rows = [{"": name, **{f"column {i}": "x" * 4 * i for i in range(1, 12)}} for name in ("one", "two")]
@@ -236,7 +257,7 @@ def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 NESTED = "data=groups data.path=t.csv data.group=[school,class] data.response=score prior=nested"
 REFUSED = {
-    NESTED: "expected one column in data.group, got school and class (nested groups), of which experiments.effects has",
+    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups), of which ",
     "data=sinusoid": "expected a run on data=groups, got data=sinusoid; give another run",
 }
 

@@ -88,7 +88,7 @@ def test_a_table_of_arrays_is_the_prediction_of_the_learner(here: Path) -> None:
 
 def test_a_table_of_images_is_the_prediction_for_their_pixels(here: Path) -> None:
     outcome = ran("predict", "of_images", "support=labelled", "query=new", "--out", "i.csv")
-    assert "note: left out of new: 1 files without the suffix of an image (.txt)" in outcome.err
+    assert "note: left out of new: 1 file without the suffix of an image (.txt)" in outcome.err
 
     def pixels(*paths: str) -> np.ndarray:
         images = [Image.open(path).resize((16, 16), Image.Resampling.LANCZOS) for path in paths]

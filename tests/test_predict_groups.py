@@ -98,7 +98,13 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     out = ran("predict", "run", "new.csv", "--out", "two.csv").out
     first, second, third = rows_of("two.csv")
     assert float(first["mean"]) > float(second["mean"]) + 5 and second["mean"] == third["mean"]
-    assert "note: 1 groups have the same names as groups in the data of the run, such as 'school1'" in out
+    note = "in the data of the run, such as 'school1', but without a known row in this file; predictions use the rows"
+    assert f"note: 1 group is {note}" in out
+    Path("new.csv").write_text(
+        "school,hours,kind,score\nschool1,104,other,90\nschool1,105,other,\nschool2,105,other,\n"
+    )
+    out = ran("predict", "run", "new.csv", "--out", "three.csv").out
+    assert "1 group is in the data of the run, such as 'school2'" in out
 
 
 def test_columns_that_are_named_like_predictions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +130,10 @@ def test_other_units_of_a_predictor_are_noted(groups: Groups) -> None:
 
 BAD_FILES = {
     "hours,kind,score\n104,other,3\n": "expected rows with a blank 'score' in new.csv, got none",
-    "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",
+    "hours,score\n104,\n": "got none; there are: hours, score; fix the header of the file",
     "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold a level of the training data (other, private",
+    "hours,kind,score\n104,other,-\n": "if the value is missing, leave the cell empty to predict it",
+    "hours,kind,score\neight,other,\n": "got 'eight' on line 2 of new.csv; fix the cell, or code a column of text as",
     "hours,kind,score\n,other,\n": "expected a value in every cell, got missing values in 1 of 1 rows of new.csv",
 }
 

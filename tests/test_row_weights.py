@@ -131,9 +131,10 @@ def test_the_posterior_and_the_evidence_of_a_run_are_those_of_the_reference(
 ) -> None:
     ran("run", *COLUMNS, *TRAINING, f"guide={guide}", f"hydra.run.dir={tmp_path}")
     results = results_of(tmp_path)
-    in_file = results["log_likelihood"]["learned"] - len(rows) * np.log(results["response"]["sd"])
-    assert in_file == pytest.approx(reference.log_likelihood(reference.theta), abs=0.05)
-    assert results["elbo"] == pytest.approx(results["log_likelihood"]["learned"] / GROUPS, abs=0.5)
+    learned = results["log_likelihood"]["learned"]
+    assert learned == pytest.approx(reference.log_likelihood(reference.theta), abs=0.05)
+    standardised = learned + len(rows) * np.log(results["response"]["sd"])
+    assert results["elbo"] == pytest.approx(standardised / GROUPS, abs=0.5)
     ran("effects", str(tmp_path))
     prior = {row[""]: row for row in table(str(tmp_path / "prior.csv"))}
     assert float(prior["sd of the noise"]["run"]) == pytest.approx(reference.sigma, rel=1e-2)
@@ -227,10 +228,10 @@ MISTAKES = {  # what is changed in the settings or the first rows: the message
     "n=1e30": "expected weights in column 'n' of bad.csv within a factor of 1e+10, got 1 to 1e+30",
     "o=far": "expected a finite number in column 'o', got 'far' on line 2 of bad.csv",
     "o=": "got missing values in 1 of 225 rows of bad.csv (the first is '' in column 'o' on line 2",
-    "data.weights=o": "weights and offset, and in random, got 'o' twice",
-    "data.weights=a": "weights and offset, and in random, got 'a' twice",
-    "data.offset=y": "weights and offset, and in random, got 'y' twice",
-    "data.offset=who": "weights and offset, and in random, got 'who' twice",
+    "data.weights=o": "weights and offset, and as random effects, got 'o' twice",
+    "data.weights=a": "weights and offset, and as random effects, got 'a' twice",
+    "data.offset=y": "weights and offset, and as random effects, got 'y' twice",
+    "data.offset=who": "weights and offset, and as random effects, got 'who' twice",
     "data.weights=m": "expected one column 'm' in bad.csv, got none; there are: who, a, b, n, o, y",
     "data.family=poisson model=generalised_regression": "expected data.family=gaussian with data.weights",
     "model=robust_regression": "expected model=hierarchical_regression for data.weights, got model=models.robust",

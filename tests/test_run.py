@@ -493,7 +493,7 @@ KEYS = {
     "learners": lambda value: value == 1,
     "temperature": lambda value: value is None,  # unless eval.temperature asks for it
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
-    **dict.fromkeys(("response", "log_likelihood"), lambda value: value is None),  # of groups
+    **dict.fromkeys(("response", "log_likelihood", "evaluated_groups"), lambda value: value is None),  # of groups
     "query_counts": lambda value: value == [],
     **dict.fromkeys(("query_concentration", "query_balanced", "feature_noise"), lambda value: value == 0),
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),

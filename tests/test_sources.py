@@ -292,7 +292,7 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
 @pytest.mark.parametrize(
     ("classes", "changed", "message"),
     [
-        (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 classes are missing)"),
+        (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 class is missing)"),
         (ALL, {"meta": {"fine_label_names": [*ALL, "yak"]}}, "expected equally many images per class in"),
         (ALL, {"train": {"data": np.zeros((2, 3072), np.uint8)}}, "a dictionary with 'fine_labels' in train of"),
         (

@@ -133,6 +133,62 @@ def test_a_cell_without_a_number_is_named(cell: str, tmp_path: Path) -> None:
     assert ("data.decimal=comma" in str(caught.value)) == any(sign.isdigit() for sign in cell)
 
 
+def with_cell(cell: str, line: int, column: str = "x") -> str:
+    """The table with one other cell on this line of the file."""
+    lines = [text.split(",") for text in table().splitlines()]
+    lines[line - 1][lines[0].index(column)] = cell
+    return "\n".join(map(",".join, lines)) + "\n"
+
+
+@pytest.mark.parametrize("line", range(2, 8))
+def test_text_in_a_column_of_numbers_is_refused_on_every_line(line: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        loaded(with_cell("one", line), tmp_path)
+    assert str(caught.value) == (
+        f"expected a finite number in column 'x', got 'one' on line {line} of {tmp_path / 't.csv'}; fix the cell, or "
+        "code the column as text throughout; data.factors=[x] (factor(x) in data.formula) reads numbers as text too"
+    )
+    assert len(loaded(with_cell("one", line), tmp_path, factors=["x"]).levels["x"]) == 6
+
+
+WORDS = ["low", "mid", "high", "low", "mid", "high"]
+COLUMNS: dict[str, tuple[list[str], bool | None]] = {
+    "text": (WORDS, True),
+    "text and a few numbers": (["3", *WORDS[:4], "7"], True),
+    "text and gaps": (["NA", "n.a.", "-", "low", "mid", "high"], True),
+    "numbers and gaps": (["NA", "", "3", "4", "5", "6"], False),
+    "half text": (["low", "mid", "high", "1", "2", "3"], None),
+    "numbers and a word": (["low", "1", "2", "3", "4", "5"], None),
+    "numbers and codes of missing values": (["n.a.", "missing", "?", "unknown", "1", "2"], None),
+    "numbers with units": (["1kg", "2kg", "3kg", "4kg", "5kg", "6kg"], None),
+    "infinite numbers": (["inf", "Infinity", "inf", "inf", "1", "2"], None),
+}
+
+
+@pytest.mark.parametrize("what", COLUMNS)
+def test_the_order_of_the_rows_does_not_decide_what_is_text(what: str, tmp_path: Path) -> None:
+    """As text, as numbers, or not at all: each cell comes first once."""
+    cells, is_text = COLUMNS[what]
+    for first in range(6):
+        rows = [f"{group},{cell},{i * i}" for i, (group, cell) in enumerate(zip("AABBCC", cells, strict=True))]
+        text = "\n".join(["who,x,y", *rows[first:], *rows[:first]]) + "\n"
+        if is_text is None:
+            with pytest.raises(UsageError, match="expected a finite number in column 'x', got "):
+                loaded(text, tmp_path)
+        else:
+            assert ("x" in loaded(text, tmp_path, missing="drop").levels) == is_text
+
+
+@pytest.mark.parametrize("column", ["x", "y"])
+@pytest.mark.parametrize("cell", ["n.a.", "-", "?", "--", "#N/A", "unknown", " * "])
+def test_a_cell_that_may_be_missing_is_refused_with_the_remedy_for_gaps(cell: str, column: str, tmp_path: Path) -> None:
+    remedy = "if the value is missing, leave the cell empty, and set data.missing=drop to leave out the row"
+    with pytest.raises(UsageError) as caught:
+        loaded(with_cell(cell, 5, column), tmp_path)
+    assert str(caught.value).endswith(f"got '{cell}' on line 5 of {tmp_path / 't.csv'}; fix the cell; {remedy}")
+    assert len(loaded(with_cell("", 5, column), tmp_path, missing="drop").points.points) == 5
+
+
 def test_points_are_no_decimals_beside_decimal_commas(tmp_path: Path) -> None:
     """1.234 would be 1234 to its author."""
     with pytest.raises(UsageError, match=r"expected a finite number in column 'x', got '1\.5' on line 2"):

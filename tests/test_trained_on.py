@@ -88,7 +88,7 @@ def test_it_warns_once_and_names_what_is_outside(
     share = TaskRange.of(episodes).largest_share or 0
     expected = {
         "classes (trained on": way != WAY,
-        "shots (trained on": shot != SHOT,
+        f"shot{'s' * (shot > 1)} (trained on": shot != SHOT,
         "queries (trained on": num_queries < trained / 2 or num_queries > 2 * trained,
         "most frequent class": door == "evaluate" and way == WAY and share > 1 / WAY + 0.1,
     }
@@ -185,7 +185,7 @@ def test_a_classifier_warns_of_its_queries_and_not_in_fit() -> None:
     support, labels, query = (x[0].numpy() for x in (tasks.support_x, tasks.support_y, tasks.query_x))
     classifier = FewShotClassifier(learner_of("sib"), num_samples=2).fit(support, labels)
     classifier.predict(query)
-    with pytest.warns(UnfamiliarTasks, match=r"got 1 queries \(trained on 18\)"):
+    with pytest.warns(UnfamiliarTasks, match=r"got 1 query \(trained on 18\)"):
         classifier.predict(query[:1])
 
 

@@ -1,4 +1,4 @@
-"""Prints warnings of the library in one line."""
+"""Prints warnings of the library in one line, and leaves out those of packages about their own code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Any
 
 from pyro_metabayes.errors import UnfamiliarTasks
 
+TORCH_JIT = "`torch.jit"  # how such a message begins
+
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Context manager that prints each `UnfamiliarTasks` warning once, in one line on stderr, without source code.
 
-    This warning says that tasks at test time differ from the training tasks.
+    This warning says that tasks at test time differ from the training tasks. Warnings about torch.jit are not printed:
+    torch calls it at the first derivative in forward mode, and Pyro in NUTS.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
+        for category in (DeprecationWarning, FutureWarning):  # before torch 2.14, and since
+            warnings.filterwarnings("ignore", TORCH_JIT, category)
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:

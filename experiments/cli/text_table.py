@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Tables for a terminal, and wide tables that are split into narrow ones."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
         )
     titled = [[name, *cells] for name, cells in columns.items()]
     return "\n\n".join(_block(block, keys) for block in _blocks(titled, keys))
+
+
+def narrow(rows: Sequence[Mapping[str, str]], width: int = WIDTH, columns: int = 7) -> list[list[dict[str, str]]]:
+    """Split a wide table into several tables, each with the first column.
+
+    Args:
+        rows: the rows of the wide table.
+        width: largest width of a table in characters. A table of two columns may be wider.
+        columns: largest number of columns.
+    """
+    first, *others = rows[0]
+    widths = {name: 3 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}  # with the separator
+    parts = [[first]]
+    for name in others:
+        wide = sum(widths[chosen] for chosen in (*parts[-1], name)) > width
+        if len(parts[-1]) == columns or (wide and len(parts[-1]) > 1):
+            parts.append([first])
+        parts[-1].append(name)
+    return [[{name: row[name] for name in part} for row in rows] for part in parts]
 
 
 def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[str]]]:

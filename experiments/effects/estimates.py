@@ -96,16 +96,17 @@ def standardised_of_run(groups: Groups, learner: MetaLearner) -> StandardisedEst
     return StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
 
 
-def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
+def effects_of_fit(groups: Groups, fitted: MixedEffects, diagonal: bool = False) -> Effects:
     """Return the closed-form maximum-likelihood estimates, with standard errors.
 
     Args:
         groups: the groups of the file.
         fitted: the maximum-likelihood estimates of the linear mixed model.
+        diagonal: whether covariances of the effects are fixed at 0.
     """
     standard = standardised_of_fit(groups, fitted)
-    of_parameters = errors_of_parameters(groups, standard, diagonal=False)
-    return _effects(groups, standard, fitted.errors, of_parameters, groups.estimation_errors())
+    of_parameters = errors_of_parameters(groups, standard, diagonal)
+    return _effects(groups, standard, fitted.errors, of_parameters, groups.estimation_errors(diagonal))
 
 
 def standardised_of_fit(groups: Groups, fitted: MixedEffects) -> StandardisedEstimates:

@@ -19,7 +19,7 @@ from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.data.sources.class_folders import ImageFiles
 from pyro_metabayes.data.sources.images import colour_of
 from pyro_metabayes.device import device_of
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import run_program
@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored = {"features": arrays["features"], "labels": np.array(images.names)[images.labels], "files": files}
     stored |= {} if images.split is None else {"split": np.array(SPLITS)[images.split]}
     write_atomically(out, lambda temporary: _save(temporary, stored))
-    print(f"{len(files)} images of {len(images.names)} classes, {arrays['features'].shape[1]} features each: {out}")
+    print(
+        f"{how_many(len(files), 'image')} of {how_many(len(images.names), 'class', 'classes')}, "
+        f"{arrays['features'].shape[1]} features each: {out}"
+    )
 
 
 def _refuse_no_folder(folder: str) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.text_table import text_table
@@ -63,7 +63,9 @@ def write(setup: RunSetup, most: int, out: Path) -> None:
     _write_table(out / "confusion.csv", confusion.counts_table())
     _write_table(out / "confusion_shares.csv", confusion.shares_table())
     draw_confusion(confusion, out / "confusion.png")
-    print(f"{len(queries.true)} queries, {100 * queries.accuracy:.1f}% of them predicted correctly")
+    print(
+        f"{how_many(len(queries.true), 'query', 'queries')}, {100 * queries.accuracy:.1f}% of them predicted correctly"
+    )
     if not rows:
         print(f"no errors; confusion matrix: {out}")
         return

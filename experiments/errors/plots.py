@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_metabayes.errors import how_many
 from pyro_metabayes.experiments.errors.confusion import Confusion
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.tables import Row
@@ -30,7 +31,7 @@ def draw_confusion(confusion: Confusion, path: Path) -> Path:
     axis.grid(visible=False)
     axis.set(xlabel="predicted class", ylabel="true class")
     left_out = len(confusion.names) - size
-    note = f"\n({left_out} classes with fewer errors are left out)" if left_out else ""
+    note = f"\n({how_many(left_out, 'class', 'classes')} with fewer errors left out)" if left_out else ""
     axis.set_title(f"share of the queries in tasks with both classes{note}", fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.7)
     return save_figure(figure, path)

@@ -24,7 +24,7 @@ from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.composition import beside_command, config_of
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.cli.text_table import narrow, text_table
 from pyro_metabayes.experiments.partial_pooling.generalised import generalised_rows
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_draws,
@@ -38,7 +38,7 @@ from pyro_metabayes.experiments.partial_pooling.tables import held_out_row, meth
 from pyro_metabayes.experiments.runs.grouped_data import groups_in
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.runs.tables import Row as Cells
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, save_tables
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.experiments.runs.tasks import load_data
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, read
@@ -75,8 +75,8 @@ def refuse_other_tables(rows: Sequence[Row]) -> None:
     groups = groups_in(load_data(config), config)
     if groups.num_inner and row.part != HELD_OUT:
         raise UsageError(
-            f"expected one column in data.group, got {groups.roles.group} and {groups.roles.inner} (nested groups), of "
-            "which experiments.effects has the estimates; name one column"
+            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which "
+            "experiments.effects has the estimates; name one column"
         )
 
 

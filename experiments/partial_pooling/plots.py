@@ -15,13 +15,15 @@ from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, least_squares_effects
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
+MOST_NAMES = 30  # largest number of groups that are named in a plot
+WIDEST = 150  # number of characters that fit side by side below a panel
 Panel = tuple[str, Tensor, Any]  # title, draws of a parameter by NUTS, function that reads the parameter from estimates
 
 
 def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: Path) -> Path:
     """Plot the 90% intervals of the effects of all groups to effects.png, one panel per effect.
 
-    Groups are in the order of their number of points.
+    Groups are in the order of their number of points. They are named if there are at most MOST_NAMES.
     """
     sizes = groups.sizes
     order = sizes.argsort(stable=True)
@@ -29,7 +31,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
     figure.set_size_inches(11.0, 3.2 * groups.num_own + 0.4)
     for i, axis in enumerate(axes):
         for number, (name, estimates) in enumerate(methods.items()):
-            place = torch.arange(len(order)) + 0.25 * (number - 1)
+            place = torch.arange(len(order)) + 0.25 * (number - (len(methods) - 1) / 2)
             reach = estimates.reach[order, i]
             axis.errorbar(
                 place, estimates.effects[order, i], yerr=reach, fmt="o", ms=2.5, lw=1, color=f"C{number}", label=name
@@ -37,20 +39,24 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
         axis.axhline(next(iter(methods.values())).coefficients[i].item(), color="black", lw=0.8, ls=":")
         _name_groups(axis, groups, order)
         axis.set(ylabel=groups.features[i], xlim=(-1, len(order)))
-    axes[-1].set_xlabel(
-        "groups, from the smallest to the largest, with their numbers of points; dotted: mean of the prior"
-    )
+    labelled = "and their" if len(order) <= MOST_NAMES else "by their"
+    axes[-1].set_xlabel(f"groups {labelled} numbers of points, from the smallest; dotted: mean of the prior")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return save_figure(figure, folder / "effects.png")
 
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
-    """Label groups by name and size. If there are more than 30 groups, label about 20 of them by size alone."""
-    sizes = [int(size) for size in groups.sizes]
-    few = len(order) <= 30
+    """Label groups by name and size. If there are more than MOST_NAMES, label about 20 of them by size alone.
+
+    Names that are wider than the distance of two groups are vertical.
+    """
+    sizes, few = [int(size) for size in groups.sizes], len(order) <= MOST_NAMES
     step = 1 if few else len(order) // 20
-    texts = [f"{groups.names[group]}\n{sizes[group]}" if few else str(sizes[group]) for group in order[::step].tolist()]
-    axis.set_xticks(range(0, len(order), step), texts, fontsize=8)
+    vertical = few and max(map(len, groups.names)) * len(order) > WIDEST
+    between = ", " if vertical else "\n"
+    chosen = order[::step].tolist()
+    texts = [f"{groups.names[group]}{between}{sizes[group]}" if few else str(sizes[group]) for group in chosen]
+    axis.set_xticks(range(0, len(order), step), texts, fontsize=8, rotation=90 if vertical else 0)
 
 
 def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates, folder: Path) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pyro_metabayes.build import target_of
 from pyro_metabayes.data.sources import groups
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.text_table import text_table
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown = [{name: row[name] for name in row if name in PRINTED_COLUMNS} for row in rows]
     write_atomically(options.out, lambda path: path.write_text(csv_table(rows)))
     print(text_table(shown[:PRINTED]))
-    print(f"{len(rows)} predictions: {options.out}")
+    print(f"{how_many(len(rows), 'prediction')}: {options.out}")
 
 
 def _file_of(inputs: Sequence[str]) -> Path:

@@ -14,7 +14,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.effects.widening import errors_of_run, widened
@@ -60,7 +60,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
 def columns_of(roles: Roles, file: Path) -> ChosenColumns:
     """Find the columns of the run in another file, which may lack the column of groups."""
     there = header_of(file, roles.read).names
-    return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
+    return chosen_columns(file, roles.in_header(), grouped=bool(matching(roles.group, there)))
 
 
 def in_units(
@@ -101,11 +101,14 @@ def _setting(setup: RunSetup, name: str, default: str) -> str:
 
 
 def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
-    known = sorted(set(read.keys) & set(groups.names)) if column else []
-    if known:
+    """Print a note about groups in the data of the run of which the file has no known row."""
+    labelled = {key for key, label in zip(read.keys, read.values[:, -1].tolist(), strict=True) if label == label}
+    unknown = sorted((set(read.keys) & set(groups.names)) - labelled) if column else []
+    if unknown:
         print(
-            f"note: {len(known)} groups have the same names as groups in the data of the run, such as '{known[0]}'; "
-            "they are predicted from the rows of this file alone"
+            f"note: {how_many(len(unknown), 'group is', 'groups are')} in the data of the run, such as '{unknown[0]}', "
+            "but without a known row in this file; predictions use the rows of this file alone, so put the known rows "
+            "of the group into it"
         )
 
 

@@ -15,7 +15,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Source, context_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.grouped_data import check_groups
+from pyro_metabayes.experiments.runs.grouped_data import check_groups, has_independent_effects
 from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.features import EmbedsTasks
@@ -80,7 +80,7 @@ def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
     """
     model = learner.model
     if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
-        estimates = source.estimates()
+        estimates = source.estimates(diagonal=has_independent_effects(learner, source))
         for part in (model, learner.guide) if estimates else ():
             if isinstance(part, StartsAtEstimates):
                 part.start_at_estimates(estimates)

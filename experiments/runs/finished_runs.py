@@ -16,7 +16,7 @@ import numpy as np
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.experiments.cli.arguments import command_line
-from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, task_name, without_old_joint
+from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, split_name, task_name, without_old_joint
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
@@ -66,7 +66,7 @@ class Run:
     @property
     def task(self) -> str:
         results = self.results
-        return f"{results['data']} {task_name(results)}, {results['split']}"
+        return f"{results['data']} {task_name(results)}, {split_name(results)}"
 
     @property
     def data(self) -> str:

@@ -1,11 +1,15 @@
-"""Runs on data in groups: checks that model and prior fit the data, and evaluation on another file."""
+"""Runs on data in groups: checks that model and prior fit the data, likelihoods, and evaluation on another file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.build import target_of
 from pyro_metabayes.data.bank import Bank
@@ -14,7 +18,8 @@ from pyro_metabayes.data.stream import Source
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.tasks import load_data
-from pyro_metabayes.inference.capabilities import HasPrior, has
+from pyro_metabayes.inference.capabilities import HasPrior, IntegratesGaussian, has
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 
 ROUNDING = 1e-9  # largest relative difference of scales that two machines compute from the same file
@@ -65,27 +70,73 @@ def _refuse_unread_inner_groups(learner: MetaLearner, data: groups.Groups) -> No
     prior = learner.model.prior_over_weights if has(learner.model, HasPrior) else None
     if data.num_inner and not hasattr(prior, "num_inner"):
         raise UsageError(
-            f"expected prior=nested for nested groups, data.group=[{data.roles.group},{data.roles.inner}], got "
-            f"the prior {type(prior).__name__}; set prior=nested"
+            f"expected prior=nested for nested groups, {data.roles.nested}, got the prior {type(prior).__name__}; set "
+            "prior=nested"
         )
 
 
-def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
-    """Return the configuration of an evaluation, changed such that a new file is not split into training and test.
+@torch.no_grad()
+def has_independent_effects(learner: MetaLearner, source: groups.Groups) -> bool:
+    """Return whether the prior fixes the covariances of the effects of a group at 0."""
+    return isinstance(innermost(learner.model.prior(source.whole().observed())), Normal)
 
-    A copy of the training file is split as in training.
+
+def reads_new_groups(config: Config, saved: Mapping[str, Any]) -> bool:
+    """Return whether a run on data=groups is evaluated on a file without its training groups.
 
     Args:
         config: the configuration of the evaluation.
         saved: the configuration of the run.
     """
+    if target_of(config.data, "data") is not groups.load:
+        return False
+    return config.data.get("path") != saved.get("data", {}).get("path") and not _has_training_groups(config)
+
+
+def with_all_groups(config: Config) -> Config:
+    """Return the configuration of an evaluation of a new file, changed such that all its groups are evaluated."""
+    if config.data.get("train", 1.0) == 1.0:
+        return config
     path = config.data.get("path")
-    if target_of(config.data, "data") is not groups.load or config.data.get("train", 1.0) == 1.0:
-        return config
-    if path == saved.get("data", {}).get("path") or _has_training_groups(config):
-        return config
     print(f"note: {path} is not the training file; all its groups are evaluated, not only those of one split")
     return replace(config, data=config.data | {"train": 1.0, "val": 0.0})
+
+
+def evaluated_groups(source: object, split: str, new_data: bool) -> str | None:
+    """Return whether the groups of a split are "training" groups or "new" groups; None if the data have no groups.
+
+    Args:
+        source: the source of the tasks.
+        split: the evaluated split.
+        new_data: whether the source is a file without training groups.
+    """
+    if not isinstance(source, groups.Groups):
+        return None
+    trained = torch.isin(source.splits[split], source.splits["train"]).all()
+    return "training" if trained and not new_data else "new"
+
+
+@torch.no_grad()
+def log_likelihoods(source: object, learner: MetaLearner, device: torch.device) -> dict[str, float] | None:
+    """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
+
+    Both are in nats, of the response in the units of the file: n log sd is subtracted from the log-likelihood of the n
+    standardised values. A prior that depends on the support set is evaluated with an empty support set. The result is
+    None if model or prior have no closed form, or the data have no groups.
+    """
+    model = learner.model
+    if not isinstance(source, groups.Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:
+        return None
+    episodes = source.whole().to(device)
+    prior = model.prior(episodes.observed())
+    if not isinstance(innermost(prior), Normal | MultivariateNormal):
+        return None
+    best = source.estimates(diagonal=isinstance(innermost(prior), Normal))
+    if best is None:
+        return None
+    learned = model.log_predictive(prior, episodes).double().sum().item()
+    units = int(episodes.query_mask.sum()) * math.log(source.scale)
+    return {"learned": learned - units, "closed_form": best.log_likelihood - units}
 
 
 def _has_training_groups(config: Config) -> bool:

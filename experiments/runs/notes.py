@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.errors import how_many
 from pyro_metabayes.experiments.cli.choices import rates_of_choices
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tasks import HasNotes
@@ -33,8 +34,8 @@ def _note_conditional_prior(setup: RunSetup) -> None:
     model, shot = setup.learner.model, setup.config.task.shot
     if isinstance(setup.tasks.source, Groups) and shot and model.given_support:
         print(
-            f"note: this run learns a prior conditional on {shot} points of a group, not the means and sds of the "
-            "groups; to learn these, train with task.shot=0, and set task.shot in the evaluation",
+            f"note: this run learns a prior conditional on {how_many(shot, 'point')} of a group, not the means and "
+            "sds of the groups; to learn these, train with task.shot=0, and set task.shot in the evaluation",
             flush=True,
         )
 

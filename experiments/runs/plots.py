@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.runs.tables import split_name
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}
@@ -69,10 +70,11 @@ def _draw_scores(axis: Any, lines: Sequence[Mapping[str, Any]], results: Mapping
     of_classes = results["accuracy"] is not None
     score, factor = ("accuracy", 100) if of_classes else ("nll", 1)
     test = results["accuracy"]["mean"] if of_classes else results["nll"]
+    tasks = split_name(results) if results.get("evaluated_groups") else f"{results['split']} tasks"
     _draw_noisy(axis, lines, score, factor)
     validated = [line for line in lines if "val_nll" in line]
     axis.plot(*_curve(validated, f"val_{score}", factor), "o-", color="C1", ms=4, label="validation tasks")
-    axis.axhline(factor * test, color="C3", ls="--", lw=1.2, label=f"{results['split']} tasks, best validation")
+    axis.axhline(factor * test, color="C3", ls="--", lw=1.2, label=f"{tasks}, best validation")
     axis.set_title("accuracy, %" if of_classes else "NLL, nats per query")
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -18,7 +19,7 @@ from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.arguments import command_line
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
-from pyro_metabayes.experiments.runs.grouped_data import with_all_groups
+from pyro_metabayes.experiments.runs.grouped_data import reads_new_groups, with_all_groups
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tasks import EstimatesSettings
 from pyro_metabayes.learner import MetaLearner
@@ -124,8 +125,9 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
             learner.load_weights(weights)
             learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
 
-    config = with_all_groups(config, state.get("config", {}))
-    setup = set_up(config, num_classes, training=False, restore=restore)
+    new = reads_new_groups(config, state.get("config", {}))
+    config = with_all_groups(config) if new else config
+    setup = replace(set_up(config, num_classes, training=False, restore=restore), new_data=new)
     _refuse_learned_step_sizes(state, config, setup.learner)
     _refuse_unknown_scales(state, config, setup)
     setup.learner.to(setup.device)

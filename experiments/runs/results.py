@@ -16,18 +16,16 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch.distributions import MultivariateNormal, Normal
 
 import pyro_metabayes
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.experiments.runs.grouped_data import evaluated_groups, log_likelihoods
 from pyro_metabayes.experiments.runs.setup import RunSetup
-from pyro_metabayes.inference.capabilities import HasBaseClasses, IntegratesGaussian
-from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretraining.restored_features import hash_of_weights
 from pyro_metabayes.storage import checkpoint
@@ -54,12 +52,13 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "data": config.choices.get("data"),
         "split": config.eval.split,
         "division": division_of(setup),
+        "evaluated_groups": evaluated_groups(setup.tasks.source, config.eval.split, setup.new_data),
         **dataclasses.asdict(config.task),
         "base_classes": learner.model.num_base_classes if isinstance(learner.model, HasBaseClasses) else None,
         "tasks": config.eval.tasks,
         **metrics,
         "constant_rmse": setup.tasks.constant_rmse(),
-        "log_likelihood": log_likelihoods(setup),
+        "log_likelihood": None if setup.new_data else log_likelihoods(setup.tasks.source, learner, setup.device),
         "response": setup.tasks.response(),
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "kl_weight": trained_weight(setup),
@@ -169,24 +168,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return output.stdout.strip() or None
-
-
-@torch.no_grad()
-def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
-    """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
-
-    Both are in nats, for standardised columns. A prior that depends on the support set is evaluated with an empty
-    support set. The result is None if model or prior have no closed form, or the data have no groups.
-    """
-    source, model = setup.tasks.source, setup.learner.model
-    if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:
-        return None
-    episodes = source.whole().to(setup.device)
-    prior = model.prior(episodes.observed())
-    if not isinstance(innermost(prior), Normal | MultivariateNormal):
-        return None
-    best = source.estimates(diagonal=isinstance(innermost(prior), Normal))
-    if best is None:
-        return None
-    learned = model.log_predictive(prior, episodes).double().sum().item()
-    return {"learned": learned, "closed_form": best.log_likelihood}

@@ -56,6 +56,7 @@ class RunSetup:
 
     learner: the learner with a pretrained backbone. The other weights are untrained or restored.
     data_fingerprint: a hash of the data; None for a simulator.
+    new_data: whether a trained run reads a file of data=groups without its training groups.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class RunSetup:
     learner: MetaLearner
     tasks: RunTasks
     data_fingerprint: str | None
+    new_data: bool = False
 
 
 def set_up(

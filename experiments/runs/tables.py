@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.errors import how_many
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
 JOINT_BOUND = "joint_nll_upper"  # absent in results of earlier versions, whose joint_nll averages over a few draws
+NOTHING_KNOWN = (  # with task.shot=0 on data=groups
+    "no point of the predicted group (task.shot=0): the mean of the prior is predicted (re.form = NA in lme4), so "
+    "errors contain the differences between groups"
+)
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
@@ -36,12 +41,18 @@ def task_name(results: Mapping[str, Any]) -> str:
     way, shot = results["way"], results["shot"]
     beside = f"{base}+" if (base := results.get("base_classes")) else ""
     at_most = "at most " if shot and _is_of_groups(results) else ""
-    return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{at_most}{shot} support points"
+    return f"{beside}{way}-way {shot}-shot" if way > 1 else at_most + how_many(shot, "support point")
 
 
 def _is_of_groups(results: Mapping[str, Any]) -> bool:
     data = results.get("config", {}).get("data", {})
     return str(data.get("_target_")).rpartition(".")[0].endswith(".groups")
+
+
+def split_name(results: Mapping[str, Any]) -> str:
+    """Return the name of the evaluated split; for data=groups it is "training groups", or "test groups"."""
+    groups = results.get("evaluated_groups")  # absent in results of earlier versions
+    return {None: results["split"], "training": "training groups"}.get(groups, f"{results['split']} groups")
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
@@ -57,11 +68,13 @@ def _task_cells(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the cell of the task; for data=groups also a cell that says what the predictions are conditioned on."""
     of_groups, shot = _is_of_groups(results), results["shot"]
     beside = f" + {base}" if (base := results.get("base_query")) else ""
-    cells = {"task": f"{task_name(results)}, {'at most ' * of_groups}{queries_of(results)} queries{beside}"}
+    queries = queries_of(results)
+    noun = "query" if queries == "1" else "queries"
+    cells = {"task": f"{task_name(results)}, {'at most ' * of_groups}{queries} {noun}{beside}"}
     if not of_groups:
         return cells
-    known = f"at most {shot} points of the predicted group" if shot else "no point of the predicted group: the prior"
-    return cells | {"conditioned on": f"{known} (task.shot={shot})"}
+    known = f"at most {how_many(shot, 'point')} of the predicted group (task.shot={shot})" if shot else NOTHING_KNOWN
+    return cells | {"conditioned on": known}
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
@@ -69,7 +82,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     of_classes = results["accuracy"] is not None
     return {
         "guide": results["guide"],
-        "data": f"{results['data']} {results['split']}",
+        "data": f"{results['data']}{', ' if results.get('evaluated_groups') else ' '}{split_name(results)}",
         **_task_cells(results),
         **_accuracies(results),
         _log_score_title(results): number(results["nll"]),
@@ -159,25 +172,6 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
         return {"RMSE": number(rmse)}
     unit = response["name"]
     return {f"RMSE (sd of {unit})": number(rmse), f"RMSE ({unit})": f"{rmse * response['sd']:.4g}"}
-
-
-def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list[Row]]:
-    """Split a wide table into several tables, each with the first column.
-
-    Args:
-        rows: the rows of the wide table.
-        width: largest width of a table in characters. A table of two columns may be wider.
-        columns: largest number of columns.
-    """
-    first, *others = rows[0]
-    widths = {name: 3 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}  # with the separator
-    parts = [[first]]
-    for name in others:
-        wide = sum(widths[chosen] for chosen in (*parts[-1], name)) > width
-        if len(parts[-1]) == columns or (wide and len(parts[-1]) > 1):
-            parts.append([first])
-        parts[-1].append(name)
-    return [[{name: row[name] for name in part} for row in rows] for part in parts]
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_metabayes.backbone import note_held_statistics
 from pyro_metabayes.data.stream import Tasks, TaskStream
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.errors import Interrupted, how_many
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.training.data_parallel import Gradients, TaskShard
@@ -126,7 +126,7 @@ class MetaTraining:
             self.state.restore(self.folder, self.config, self.settings.steps)
             self.log.resume(self.state.step)
             if self.state.step and self._ended():
-                done = f"had already finished after {self.state.step} steps"
+                done = f"had already finished after {how_many(self.state.step, 'step')}"
                 print(f"note: the training in {self.folder} {done}", file=sys.stderr)
         if self.shard.num_processes > 1:
             self.state.load_state_dict(self.shard.broadcast(self.state.state_dict()), self.settings.steps, self.folder)

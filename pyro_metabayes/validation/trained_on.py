@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UnfamiliarTasks
+from pyro_metabayes.errors import UnfamiliarTasks, how_many
 from pyro_metabayes.guide import Guide
 
 FACTOR = 2  # there is no warning if the number of queries is smaller or larger by at most this factor
@@ -68,11 +68,11 @@ class TaskRange:
         """Describe how tasks with the range `met` leave this range; [] if they are inside."""
         found = []
         if met.way != self.way:
-            found.append(f"{met.way} classes (trained on {self.way})")
+            found.append(f"{how_many(met.way, 'class', 'classes')} (trained on {self.way})")
         if met.shot[0] < self.shot[0] or met.shot[1] > self.shot[1]:
-            found.append(f"{_words(met.shot)} shots (trained on {_words(self.shot)})")
+            found.append(f"{_counted(met.shot, 'shot', 'shots')} (trained on {_words(self.shot)})")
         if met.query[0] * FACTOR < self.query[0] or met.query[1] > self.query[1] * FACTOR:
-            found.append(f"{_words(met.query)} queries (trained on {_words(self.query)})")
+            found.append(f"{_counted(met.query, 'query', 'queries')} (trained on {_words(self.query)})")
         shares = met.largest_share, self.largest_share
         if met.way == self.way and None not in shares and shares[0] > shares[1] + MARGIN:  # type: ignore[operator]
             found.append(f"a share of {shares[0]:.0%} of the most frequent class (trained on {shares[1]:.0%})")
@@ -109,6 +109,10 @@ def _class_counts(y: Tensor, mask: Tensor, way: int) -> Tensor:
 def _span(counts: Tensor) -> Span:
     least, most = torch.stack(counts.aminmax()).tolist()
     return least, most
+
+
+def _counted(span: Span, one: str, several: str) -> str:
+    return f"{_words(span)} {one if span == (1, 1) else several}"
 
 
 def _words(span: Span) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_metabayes.data.sources.header import Header, Name, header_of, matching
-from pyro_metabayes.data.sources.roles import PRODUCT, Roles, check_margins, term_of
+from pyro_metabayes.data.sources.header import Header, header_of, matching
+from pyro_metabayes.data.sources.roles import PRODUCT, Roles, check_margins, check_names, term_of
 from pyro_metabayes.data.sources.row_weights import check_weights
 from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.data.sources.table import Reading, read_columns, text_columns
@@ -89,7 +89,8 @@ class ChosenColumns:
         of_file = dict.fromkeys([*self.factors, *text_columns(self.header, inputs)]) if levels is None else {}
         texts = of_file if levels is None else levels
         of_inner: dict[str, None] = {} if self.inner is None else {self.inner: None}
-        reading = Reading(missing, decimal, {**texts, **of_inner}, [self.response] if optional else [])
+        predictors, responses = inputs if levels is None else [], [self.response] if optional else []
+        reading = Reading(missing, decimal, {**texts, **of_inner}, responses, predictors)
         read = read_columns(self.header, self.group, [*inputs, *beside, self.response], reading)
         numbers = dict(
             zip([*inputs, *beside, self.response], torch.from_numpy(read.values.copy()).unbind(1), strict=True)
@@ -148,16 +149,17 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     Raises:
         UsageError: the file lacks a column, or a column is named twice.
     """
-    header = header_of(file, [*([roles.group] if grouped else []), *roles.read])
-    of_group = header.name_of(roles.group) if grouped else None
-    found, response = [term_of(name, header) for name in roles.predictors], header.name_of(roles.response)
-    names = [PRODUCT.join(term) for term in found]
-    own, texts = _random(roles.random, names), [*map(header.name_of, roles.factors)]
+    header, at = header_of(file, [*([roles.group] if grouped else []), *roles.read]), roles.setting_of
+    of_group = header.name_of(roles.group, at("group")) if grouped else None
+    found = [term_of(name, header, at("predictors")) for name in roles.predictors]
+    response, names = header.name_of(roles.response, at("response")), [PRODUCT.join(term) for term in found]
+    own, texts = _random(roles, names), [header.name_of(name, at("factors")) for name in roles.factors]
     weights, offset, inner = (
-        None if name is None else header.name_of(name) for name in (roles.weights, roles.offset, roles.inner)
+        None if name is None else header.name_of(name, at(role))
+        for role, name in (("weights", roles.weights), ("offset", roles.offset), ("inner", roles.inner))
     )
-    once = [name for name in (of_group, inner, response, weights, offset) if name is not None]
-    _check_names(own, names, once, {name for term in found for name in term})
+    once = {"group": of_group, "inner": inner, "response": response, "weights": weights, "offset": offset}
+    check_names(roles, {role: name for role, name in once.items() if name is not None}, found, own)
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
         raise UsageError(f"expected data.factors among data.predictors, got '{other[0]}'; add it to data.predictors")
@@ -165,22 +167,11 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     return ChosenColumns(header, of_group, response, terms, own, texts, weights, offset, inner)
 
 
-def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
+def _random(roles: Roles, predictors: Sequence[str]) -> list[str]:
     """Return the names in data.random, each of which must be "intercept" or a predictor."""
     there = [INTERCEPT, *dict.fromkeys(predictors)]
-    if unknown := [name for name in random if not matching(name, there)]:
+    if unknown := [name for name in roles.random if not matching(name, there)]:
         raise UsageError(f"expected names among {', '.join(there)} in data.random, got '{unknown[0]}'; fix data.random")
-    if not random:
+    if not roles.random:
         raise UsageError("expected group-specific weights in data.random, got none; set data.random=[intercept]")
-    return [matching(name, there)[0] for name in random]
-
-
-def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequence[str], inputs: set[str]) -> None:
-    """Raise a UsageError if a column has two roles. `once` names the columns that are not predictors."""
-    every = [INTERCEPT, *predictors, *once]
-    twice = [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]
-    if twice := twice or [name for name in once if name in inputs]:
-        raise UsageError(
-            "expected different columns in data.group, predictors, response, weights and offset, and in random, got "
-            f"'{twice[0]}' twice; remove '{twice[0]}' from one of them ('{INTERCEPT}' names the constant)"
-        )
+    return [matching(name, there)[0] for name in roles.random]

@@ -20,7 +20,7 @@ import numpy as np
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
 from pyro_metabayes.data.sources.images import pixels
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.checksums import refuse_other
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
@@ -45,8 +45,8 @@ def bank_of(split_name: str) -> Bank:
     names = [name for split in SPLITS for name in splits[split]]
     if absent := [name for name in names if name not in images_of]:
         raise UsageError(
-            f"expected images of every class of {split_name} in CIFAR-100, got none of '{absent[0]}' ({len(absent)} "
-            "classes are missing); copy or download the data again"
+            f"expected images of every class of {split_name} in CIFAR-100, got none of '{absent[0]}' ("
+            f"{how_many(len(absent), 'class is', 'classes are')} missing); copy or download the data again"
         )
     images = [images_of[name] for name in names]
     labels = np.arange(len(names)).repeat([len(array) for array in images])

@@ -20,7 +20,7 @@ import numpy as np
 
 from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.data.sources.listing import is_hidden, lines_of, linked_folders, visible, visible_files
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import plain_name
 
@@ -88,8 +88,8 @@ def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
     others = [file for inner in classes for file in visible_files(inner) if not _is_image(file)]
     linked = sum(len(linked_folders(inner)) for inner in classes)
     suffixes = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others})[:MOST_SUFFIXES])
-    counts = [f"{len(others)} files without the suffix of an image ({suffixes})"] if others else []
-    counts += [f"{linked} linked folders within classes"] if linked else []
+    counts = [f"{how_many(len(others), 'file')} without the suffix of an image ({suffixes})"] if others else []
+    counts += [f"{how_many(linked, 'linked folder')} within classes"] if linked else []
     if counts:
         print(f"note: left out of {folder}: {' and '.join(counts)}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.column_notes import notes_of_codes, notes_of_response
+from pyro_metabayes.data.sources.roles import Roles
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given, scales_of
 from pyro_metabayes.errors import UsageError, check_choice
 
@@ -20,7 +21,12 @@ FAR = 10.0  # distance of the mean from 0, in sds, from which on a slope without
 
 
 def learnable_scales(
-    rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
+    rows: Tensor,
+    columns: Sequence[str],
+    random: Sequence[str],
+    given: Mapping[str, Moments],
+    file: Path,
+    roles: Roles,
 ) -> Scales:
     """Check the columns, and return their scales, i.e. means and standard deviations.
 
@@ -32,6 +38,7 @@ def learnable_scales(
         random: names of the features with group-specific weights.
         given: mean and sd of columns by name, in the units of the file.
         file: the file, for messages.
+        roles: the settings that name the columns, for messages.
 
     Raises:
         UsageError: a column is constant. Or there are group-specific slopes without intercepts, and the mean of their
@@ -42,7 +49,7 @@ def learnable_scales(
     refuse_constant(rows[:, estimated], [columns[place] for place in estimated], file)
     if given:
         return scales_of(rows, columns, given)
-    refuse_far_from_zero(rows, columns, random, file)
+    refuse_far_from_zero(rows, columns, random, file, roles.setting_of("random"))
     through_zero = [] if INTERCEPT in random else random
     return scales_of(rows, columns, {name: {"mean": 0.0} for name in through_zero})
 
@@ -64,19 +71,22 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
             )
 
 
-def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
+def refuse_far_from_zero(
+    values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path, setting: str
+) -> None:
     """Raise a UsageError for group-specific slopes without intercepts if the mean of the column is far from 0.
 
-    Without intercepts the lines of all groups meet at 0, far from the data.
+    Without intercepts the lines of all groups meet at 0, far from the data. `setting` names them, for messages.
     """
+    as_list = f"set data.random=[{','.join((INTERCEPT, *random))}]"
+    remedy = as_list if setting == "data.random" else "write (1 + ... | group) in place of (0 + ... | group)"
     for name in random:
         column = values[:, columns.index(name)]
         mean, sd = column.mean().item(), column.std(correction=0).item()
         if INTERCEPT not in random and abs(mean) > FAR * sd:
             raise UsageError(
-                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes: all lines meet at {name} = "
-                f"0, far from the data (mean {mean:g}, sd {sd:g} in {file}); set data.random="
-                f"[{','.join((INTERCEPT, *random))}]"
+                f"expected '{INTERCEPT}' beside '{name}' as random effects in {setting}, got only slopes: all lines "
+                f"meet at {name} = 0, far from the data (mean {mean:g}, sd {sd:g} in {file}); {remedy}"
             )
 
 
@@ -92,23 +102,24 @@ def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
         )
 
 
-def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "gaussian") -> list[str]:
+def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str, roles: Roles) -> list[str]:
     """Return notes about the columns [N, D + 1] of N training rows: D features and the response.
 
     Collinear predictors raise a UsageError.
     """
     about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
     about += notes_of_codes(rows[:, :-1], scales.columns[:-1])
-    return about + check_collinear(scales.standardised(rows), scales, file)
+    return about + check_collinear(scales.standardised(rows), scales, file, roles.setting_of("predictors"))
 
 
-def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
+def check_collinear(standardised: Tensor, scales: Scales, file: Path, setting: str) -> list[str]:
     """Raise a UsageError if a predictor is a linear function of others; return a note if this is nearly so.
 
     Args:
         standardised: standardised columns [N, D + 1] of N training rows, D features and the response.
         scales: the scales by which the columns were standardised.
         file: the file, for the message.
+        setting: where the predictors are named, for the message.
 
     Returns:
         At most one note.
@@ -130,7 +141,7 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
         if rest < COLLINEAR:
             raise UsageError(
                 f"expected predictors that are not collinear, got '{columns[place]}' as a linear function of {others} "
-                f"in the training groups of {file}; remove one of these columns from data.predictors"
+                f"in the training groups of {file}; remove one of these columns from {setting}"
             )
         notes.append(
             f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd), so "

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyro_metabayes.data.bank import DIVISIONS, SPLITS, Bank
-from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.errors import UsageError, check_choice, how_many
 
 LEAST_ROWS = len(SPLITS)  # smallest class whose rows can be divided at random
 
@@ -105,8 +105,9 @@ class Division:
         if (small := np.flatnonzero(sizes < LEAST_ROWS)).size:
             raise UsageError(
                 f"expected at least {LEAST_ROWS} rows in each class of {where} for data.split=rows, got "
-                f"{sizes[small[0]]} in class '{names[small[0]]}' ({small.size} classes are too small); add rows, or "
-                "drop these classes"
+                f"{sizes[small[0]]} in class '{names[small[0]]}' "
+                f"({how_many(small.size, 'class is', 'classes are')} "
+                "too small); add rows, or drop these classes"
             )
         order = np.lexsort((np.random.default_rng(self.seed).random(len(labels)), labels))
         ranks = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)  # within the class, in random order
@@ -137,8 +138,8 @@ def _classes_of(given: np.ndarray, labels: np.ndarray, names: Sequence[str], whe
         shared = " and ".join(split for split in SPLITS if first in splits[split])
         raise UsageError(
             f"expected each class in one split of {where}, got '{names[first]}' in {shared} "
-            f"({int((counts > 1).sum())} such classes); give each class one split, or set data.split=rows to divide "
-            "the rows of each class"
+            f"({how_many(int((counts > 1).sum()), 'such class', 'such classes')}); give each class one split, or "
+            "set data.split=rows to divide the rows of each class"
         )
     return splits
 
@@ -160,8 +161,9 @@ def _refuse_untrained(
         if (unknown := np.setdiff1d(classes[splits[split]], known)).size:
             raise UsageError(
                 f"expected rows in train for every class of {where} with data.split=rows, got class "
-                f"'{names[unknown[0]]}' in {split} only ({unknown.size} such classes); add training rows, or set "
-                "data.split=classes"
+                f"'{names[unknown[0]]}' in {split} only "
+                f"({how_many(unknown.size, 'such class', 'such classes')}); "
+                "add training rows, or set data.split=classes"
             )
 
 

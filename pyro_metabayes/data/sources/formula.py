@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from pyro_metabayes.data.sources.formula_bars import EXAMPLE, grouping_of, without_bars
+from pyro_metabayes.data.sources.formula_bars import EXAMPLE, check_parentheses, grouping_of, without_bars
 from pyro_metabayes.data.sources.header import Name
 from pyro_metabayes.data.sources.roles import PRODUCT, Roles
 from pyro_metabayes.data.sources.scales import INTERCEPT
@@ -16,6 +16,7 @@ from pyro_metabayes.errors import UsageError
 
 COLUMN = re.compile(r"`([^`]+)`|([^\W\d][\w.]*)")  # names as in R; any other name in backticks
 CALL = re.compile(r"(\w+)\((.*)\)")
+NAMED = ("group", "inner", "response", "predictors", "random", "factors")  # roles of columns in every formula
 FACTOR = ("factor", "C", "as.factor")
 
 
@@ -52,6 +53,7 @@ def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) ->
     response, tilde, right = formula.partition("~")
     if not tilde or "~" in right or not response.strip():
         raise UsageError(f"expected data.formula like '{EXAMPLE}', got '{formula}'; fix the formula")
+    check_parentheses(formula)
     fixed_text, bars = without_bars(right)
     effects_text, group, inner = grouping_of(bars, formula)
     fixed, own = terms_of(fixed_text, formula), terms_of(effects_text, formula)
@@ -67,6 +69,7 @@ def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) ->
         weights=weights,
         offset=fixed.offsets[0] if fixed.offsets else offset,
         inner=None if inner is None else _column(inner, "group"),
+        named_in=dict.fromkeys([*NAMED, *(["offset"] if fixed.offsets else [])], "data.formula"),
     )
 
 

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pyro_metabayes.errors import UsageError
 
 EXAMPLE = "score ~ hours + (hours | school)"
+NAME = re.compile("`[^`]*`")
 BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
 
 
+def check_parentheses(formula: str) -> None:
+    """Raise a UsageError if a parenthesis of a formula is not closed, or not opened. Names in backticks are skipped."""
+    depth = lowest = 0
+    for sign in _without_names(formula):
+        depth += (sign == "(") - (sign == ")")
+        lowest = min(lowest, depth)
+    if lowest or depth:
+        which, remedy = ("opened", "add ( or remove )") if lowest else ("closed", "add ) or remove (")
+        raise UsageError(
+            f"expected balanced parentheses in data.formula, got '{formula}', in which one is not {which}; {remedy}"
+        )
+
+
+def _without_names(text: str) -> str:
+    """Replace each name in backticks by backticks of the same number, since a name may contain any sign."""
+    return NAME.sub(lambda name: "`" * len(name[0]), text)
+
+
 def without_bars(text: str) -> tuple[str, list[str]]:
-    """Replace each (effects | group) in the text by a placeholder; returns the new text and the replaced terms."""
+    """Replace each (effects | group) in the text by a placeholder; returns the new text and the replaced terms.
+
+    The parentheses of the text are balanced.
+    """
     bars: list[str] = []
-    depth, start, rest = 0, 0, ""
-    for place, sign in enumerate(text):
+    depth, start, rest, signs = 0, 0, "", _without_names(text)
+    for place, sign in enumerate(signs):
         if sign == "(":
             start = place if depth == 0 else start
             depth += 1
         elif sign == ")":
             depth -= 1
-        if depth == 0 and sign == ")" and "|" in text[start:place]:
+        if depth == 0 and sign == ")" and "|" in signs[start:place]:
             bars.append(text[start + 1 : place])
             rest += f"`{BAR.format(len(bars))}`"
         elif depth == 0 and sign == ")":
             rest += text[start : place + 1]
-        elif depth <= 0:
-            rest += sign
-    return rest + (text[start:] if depth > 0 else ""), bars
+        elif depth == 0:
+            rest += text[place]
+    return rest, bars
 
 
 def grouping_of(bars: Sequence[str], formula: str) -> tuple[str, str, str | None]:

@@ -11,10 +11,18 @@ from pyro_metabayes.errors import UsageError
 
 GAPS = {"", "na", "n/a", "nan", "null", "none", "."}  # how R, pandas, SQL and SAS write a missing number
 
+MISSING_CODES = {"n.a.", "n.a", "na.", "n/d", "n.d.", "<na>", "#n/a", "#na", "nil", "missing", "unknown"}  # not read
+
 
 def is_gap(cell: str) -> bool:
     """Return whether the text of a cell stands for a missing value."""
     return cell.strip().lower() in GAPS
+
+
+def is_missing_code(cell: str) -> bool:
+    """Return whether a cell probably stands for a missing value, but may also be a name: such as n.a., - or ?."""
+    text = cell.strip().lower()
+    return text in MISSING_CODES or not any(sign.isalnum() for sign in text)
 
 
 @dataclass

@@ -100,12 +100,15 @@ def load(
     read = chosen.read(missing, decimal, {} if given and levels is None else levels)
     names = {name: number for number, name in enumerate(dict.fromkeys(read.keys))}
     if len(names) < 2:
-        raise UsageError(f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix data.group")
+        raise UsageError(
+            f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix "
+            f"{roles.setting_of('group')}, or add groups"
+        )
     place = torch.tensor([names[key] for key in read.keys])
     splits = splits_of(len(names), train, val, seed)
     refuse_other_family(read.values[:, -1], family, read.columns[-1], file)
     learned = torch.isin(place, splits["train"])
-    standard, about = _scales(read, learned, chosen, given, family)
+    standard, about = _scales(read, learned, chosen, roles, given, family)
     roles = replace(roles, group=chosen.group, weights=chosen.weights, offset=chosen.offset, inner=chosen.inner)
     inner_names: list[list[str]] = []
     if read.inner is not None:
@@ -119,7 +122,7 @@ def load(
 
 
 def _scales(
-    read: Rows, learned: Tensor, chosen: ChosenColumns, given: Scaling, family: str
+    read: Rows, learned: Tensor, chosen: ChosenColumns, roles: Roles, given: Scaling, family: str
 ) -> tuple[Scales, list[str]]:
     """Return the scales of all columns and notes about them; raise a UsageError for columns that cannot be used.
 
@@ -127,12 +130,14 @@ def _scales(
         read: the N rows of the file.
         learned: [N], whether a row belongs to a training group.
         chosen: the columns of these rows.
+        roles: the settings that name these columns, for messages.
         given: the scales of an earlier training; empty: none.
         family: family of the response.
     """
     file, values = chosen.header.path, read.without_offset(family).values
     of_columns = {name: moments for name, moments in given.items() if name not in (chosen.weights, chosen.offset)}
-    standard = learnable_scales(values[learned], read.columns, read.random, of_columns, file).with_response_of(family)
+    standard = learnable_scales(values[learned], read.columns, read.random, of_columns, file, roles)
+    standard = standard.with_response_of(family)
     refuse_unresolved(standard.standardised(values), read.columns, file)
     offset = chosen.offset if family != "gaussian" else None
     standard = _with_means(standard, read, learned, replace(chosen, offset=offset), given)
@@ -141,7 +146,7 @@ def _scales(
     if given:
         known = [name for name, moments in given.items() if "sd" in moments]
         return standard, notes_of_units(values, standard, known, family)
-    return standard, notes_of_training(values[learned], standard, file, family)
+    return standard, notes_of_training(values[learned], standard, file, family, roles)
 
 
 def _roles(named: Roles, formula: str, num_inner: int) -> Roles:

@@ -27,8 +27,12 @@ class Header:
     separator: str
     names: Cells
 
-    def name_of(self, name: Name) -> str:
+    def name_of(self, name: Name, setting: str) -> str:
         """Return the column with this name.
+
+        Args:
+            name: the name that the user gave.
+            setting: where the user gave it, such as "data.group".
 
         Raises:
             UsageError: no column has that name, or several have it.
@@ -38,7 +42,7 @@ class Header:
             how_many = f"several ({', '.join(found)}; a name in quotes is exact)" if found else "none"
             raise UsageError(
                 f"expected one column '{_text(name)}' in {self.path}, got {how_many}; there are: "
-                f"{', '.join(self.names) or 'no header'}; fix data.group, data.predictors or data.response"
+                f"{', '.join(self.names) or 'no header'}; fix {setting}"
             )
         return found[0]
 
@@ -100,7 +104,7 @@ def file_of(path: str, table: str) -> Path:
     if path:
         return user_path(path)
     if not table:
-        raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
+        raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv")
     return data_file(f"groups/{table}.csv", "put the CSV file there, or use data=groups data.path=FILE.csv")
 
 

@@ -52,9 +52,9 @@ def check_inner(rows: Rows, learned: Tensor, roles: Roles, family: str) -> list[
         roles: names of the columns.
         family: family of the response.
     """
-    columns = f"data.group=[{roles.group},{roles.inner}]"
+    columns, setting = roles.nested, roles.setting_of("group")
     if family != "gaussian":
-        raise UsageError(f"expected data.family=gaussian for {columns}, got {family}; name one column in data.group")
+        raise UsageError(f"expected data.family=gaussian for {columns}, got {family}; name one column in {setting}")
     each = zip(rows.keys, rows.inner or [], learned.tolist(), strict=True)
     pairs = Counter((key, name) for key, name, used in each if used)
     if not pairs:
@@ -71,7 +71,7 @@ def check_inner(rows: Rows, learned: Tensor, roles: Roles, family: str) -> list[
     if max(pairs.values()) == 1:
         raise UsageError(
             f"expected several rows for one value of '{roles.inner}' for {columns}, got one for each, which the noise "
-            f"already describes; set data.group={roles.group}{repeat if shared else ''}"
+            f"already describes; name only '{roles.group}' in {setting}{repeat if shared else ''}"
         )
     return [
         f"{len(pairs)} groups '{roles.inner}' in {len(names)} groups '{roles.group}', at most {largest} in one"

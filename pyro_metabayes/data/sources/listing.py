@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 
 LEFT_BEHIND = {
     "__macosx", "icon\r",  # macOS, beside .DS_Store and ._NAME
@@ -26,8 +26,8 @@ def visible(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise UsageError(
-            f"expected files and folders in {folder}, got {len(broken)} broken links: {broken[0].name} leads to "
-            f"{broken[0].readlink()}, which does not exist; fix or remove the links"
+            f"expected files and folders in {folder}, got {how_many(len(broken), 'broken link')}: {broken[0].name} "
+            f"leads to {broken[0].readlink()}, which does not exist; fix or remove the links"
         )
     return paths
 

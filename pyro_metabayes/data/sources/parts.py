@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.storage.cache import cache_folder
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.checksums import verify
@@ -93,8 +93,9 @@ def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
     for one, other in itertools.combinations(SPLITS, 2):
         if both := sorted(set(names[one]) & set(names[other])):
             raise UsageError(
-                f"expected each class in one split of {source}, got '{both[0]}' in {one} and {other} ({len(both)} such "
-                "classes); keep each class in one split, since test classes must be unseen in training"
+                f"expected each class in one split of {source}, got '{both[0]}' in {one} and {other} ("
+                f"{how_many(len(both), 'such class', 'such classes')}); keep each class in "
+                "one split, since test classes must be unseen in training"
             )
 
 

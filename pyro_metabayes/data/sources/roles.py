@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from pyro_metabayes.data.sources.header import Header, Name, matching
 from pyro_metabayes.data.sources.scales import INTERCEPT
@@ -27,6 +27,23 @@ class Roles:
     weights: Name = None  # None: all rows have weight 1
     offset: Name = None  # None: 0
     inner: Name = None  # smaller groups within the groups; None: there are none
+    named_in: Mapping[str, str] = field(default_factory=dict)  # for messages: where the user named the column of a role
+
+    def setting_of(self, role: str) -> str:
+        """Return where the user named the columns of a role, such as "data.group" or "data.formula"."""
+        return self.named_in.get(role, f"data.{'group' if role == 'inner' else role}")
+
+    def in_header(self) -> Roles:
+        """Return the roles of a trained run, whose columns are fixed: only the header of another file can change."""
+        return replace(self, named_in=dict.fromkeys((role.name for role in fields(self)), "the header of the file"))
+
+    @property
+    def nested(self) -> str:
+        """Nested groups as the user named them, for messages."""
+        setting = self.setting_of("group")
+        if setting == "data.group":
+            return f"data.group=[{self.group},{self.inner}]"
+        return f"{self.group}/{self.inner} in {setting}"
 
     @property
     def beside(self) -> list[Name]:
@@ -46,10 +63,39 @@ def parts_of(name: Name) -> list[Name]:
     return [*name.split(PRODUCT)] if isinstance(name, str) and PRODUCT in name else [name]
 
 
-def term_of(name: Name, header: Header) -> tuple[str, ...]:
-    """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one."""
+def term_of(name: Name, header: Header, setting: str) -> tuple[str, ...]:
+    """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one.
+
+    `setting` names the predictor, for messages.
+    """
     names = [name] if matching(name, header.names) else parts_of(name)
-    return tuple(header.name_of(part) for part in names)
+    return tuple(header.name_of(part, setting) for part in names)
+
+
+def check_names(roles: Roles, once: Mapping[str, str], terms: Sequence[tuple[str, ...]], random: Sequence[str]) -> None:
+    """Raise a UsageError if a column has two roles, or one role twice.
+
+    Args:
+        roles: the roles, for messages.
+        once: the columns that are not predictors, by role.
+        terms: the columns of each predictor.
+        random: the predictors with group-specific weights.
+    """
+    names, inputs = [PRODUCT.join(term) for term in terms], {part for term in terms for part in term}
+    within = [name for name in once.values() if name in inputs and name not in names]  # in a product only
+    places: dict[str, list[str]] = {}
+    for role, name in [*once.items(), *(("predictors", name) for name in [*names, *within])]:
+        places.setdefault(name, []).append(role)
+    twice = {name: of for name, of in places.items() if len(of) > 1 or name == INTERCEPT}
+    twice |= {name: ["random"] for name in random if random.count(name) > 1}
+    if twice:
+        name, of = next(iter(twice.items()))
+        settings = " or ".join(dict.fromkeys(map(roles.setting_of, of)))
+        constant = f" ('{INTERCEPT}' names the constant)" if name == INTERCEPT else ""
+        raise UsageError(
+            "expected different columns as group, response, predictors, weights and offset, and as random effects, got "
+            f"'{name}' twice{constant}; remove it from {settings}"
+        )
 
 
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_metabayes.data.sources.gaps import Gaps, is_gap, lacking_of, notes_of_gaps
+from pyro_metabayes.data.sources.gaps import Gaps, is_gap, is_missing_code, lacking_of, notes_of_gaps
 from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, complete_rows, utf8
 from pyro_metabayes.errors import UsageError, check_choice
 
@@ -29,12 +30,14 @@ class Reading:
         decimal: decimal separator, "point" or "comma".
         levels: levels of each column of text; None: the levels of the file. A cell becomes the index of a level.
         optional: columns of numbers in which a missing value becomes NaN.
+        predictors: columns of which the settings may say that they are text, for messages.
     """
 
     missing: str = "refuse"
     decimal: str = "point"
     levels: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     optional: Sequence[str] = ()
+    predictors: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_choice("data.missing", self.missing, MISSING)
@@ -88,13 +91,18 @@ def read_columns(header: Header, keys: str | None, columns: Sequence[str], readi
 
 
 def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
-    """Return the columns of text. In these, the first non-missing cell begins with a letter."""
-    first: dict[str, str] = {}
-    for _, cells in _rows(header, [None, *columns]):
-        first |= {n: c.strip() for n, c in zip(columns, cells[1:], strict=True) if n not in first and not is_gap(c)}
-        if len(first) == len(columns):
-            break
-    return [name for name in columns if first.get(name, "")[:1].isalpha() and first[name].lower() not in NOT_FINITE]
+    """Return the columns of text: in most of their known cells the first character is a letter.
+
+    The order of the rows has no effect. A column of numbers with a few cells of text is a column of numbers, whose text
+    `read_columns` refuses.
+    """
+    known, words = Counter[str](), Counter[str]()
+    for _, cells in _rows(header, columns):
+        for name, text in zip(columns, map(str.strip, cells), strict=True):
+            if not (is_gap(text) or is_missing_code(text)):
+                known[name] += 1
+                words[name] += text[0].isalpha() and text.lower() not in NOT_FINITE
+    return [name for name in columns if 2 * words[name] > known[name]]
 
 
 def _value(
@@ -103,7 +111,7 @@ def _value(
     if name in reading.optional and is_gap(cell):
         return math.nan
     if name not in levels:
-        return _number(cell, name, reading.decimal, line, path)
+        return _number(cell, name, reading, line, path)
     known, text = levels[name], cell.strip()
     if text not in known and reading.levels[name] is not None:
         raise UsageError(
@@ -132,20 +140,28 @@ def _check_length(line: Cells, header: Header, number: int) -> None:
         )
 
 
-def _number(cell: str, name: str, decimal: str, line: int, path: Path) -> float:
-    text = cell.replace(".", "?").replace(",", ".") if decimal == "comma" else cell
+def _number(cell: str, name: str, reading: Reading, line: int, path: Path) -> float:
+    text = cell.replace(".", "?").replace(",", ".") if reading.decimal == "comma" else cell
     value = math.nan
     with suppress(ValueError):
         if text.isascii() and "_" not in text:  # float reads 1_000 as 1000
             value = float(text)
     if not math.isfinite(value):
         raise UsageError(
-            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; {_remedy(cell)}"
+            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; "
+            + _remedy(cell, name, reading)
         )
     return value
 
 
-def _remedy(cell: str) -> str:
-    if not any(sign.isdigit() for sign in cell):
-        return "code a column of text as numbers, or fix the cell"
-    return "write 1234.5, without thousands separators or units; data.decimal=comma reads 1234,5"
+def _remedy(cell: str, name: str, reading: Reading) -> str:
+    """Return what to do about a cell that is not a number."""
+    if is_missing_code(cell):
+        leave_out = " to predict it" if name in reading.optional else ", and set data.missing=drop to leave out the row"
+        return f"fix the cell; if the value is missing, leave the cell empty{leave_out}"
+    if any(sign.isdigit() for sign in cell):
+        return "write 1234.5, without thousands separators or units; data.decimal=comma reads 1234,5"
+    if name in reading.predictors:
+        setting = f"data.factors=[{name}] (factor({name}) in data.formula)"
+        return f"fix the cell, or code the column as text throughout; {setting} reads numbers as text too"
+    return "fix the cell, or code a column of text as numbers"
