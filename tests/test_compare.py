@@ -161,9 +161,13 @@ def test_a_run_stands_before_its_evaluations(copied: Path) -> None:
     assert label_of([str(copied)]) == ["sib_delta guide.num_steps=3", "sib_delta guide.num_steps=0"]
 
 
-def test_a_folder_without_runs_is_refused() -> None:
-    error = call("compare", ".").error
-    assert error == "expected a folder with finished runs, got '.' without results.json; fix the path"
+def test_an_unfinished_run_among_finished_ones_is_left_out_with_a_note(copied: Path) -> None:
+    shutil.copytree(copied, "runs/done")
+    shutil.copytree(copied, "runs/stopped")
+    Path("runs/stopped/results.json").unlink()
+    outcome = ran("compare", "runs", "--out", "out")
+    assert outcome.err == "note: left out runs/stopped: it has a checkpoint.pt, but no results.json\n"
+    assert [row["guide"] for row in rows_of(Path("out"))] == ["sib_delta"]
 
 
 @pytest.mark.parametrize("content", ["", '{"guide":', "{}", "[]", "null"])

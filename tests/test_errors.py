@@ -453,7 +453,3 @@ EVALUATE = {
 def test_evaluate_names_the_mistake(argument: str, finished: Path) -> None:
     assert EVALUATE[argument] in call("evaluate", str(finished), argument).error
     assert not (finished / "evaluations").exists()
-
-
-def test_evaluate_without_a_run_is_refused() -> None:
-    assert "got no such file; pass the folder of a run" in call("evaluate", "nowhere").error

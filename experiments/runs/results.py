@@ -24,7 +24,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.experiments.cli.overrides import flatten
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.inference.capabilities import HasBaseClasses, IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
