@@ -63,6 +63,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
+def owner_of(key: str) -> str:
+    """Return what has the setting `key`, for a message: its group, such as train for train.steps, or the command."""
+    return key.rpartition(".")[0] or "the command"
+
+
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
     """Put unquoted values of settings in LITERALS (paths and free text) in quotes.
 
