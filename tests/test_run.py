@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from pyro_metabayes import MetaLearner, UnfamiliarTasks
 from pyro_metabayes.data.sources.omniglot import vinyals_split
+from pyro_metabayes.experiments.runs.results import commit
 from pyro_metabayes.open_set.scores import OPEN_SET
 from tests.commands import (
     ROOT,
@@ -569,6 +571,47 @@ def test_the_command_works_in_a_process_of_its_own(features: Path, finished: Pat
     outcome = finish(process("run", *on_features(features), "guide=sib", "hydra.run.dir=run"))
     assert outcome.code == 0, outcome.err
     assert figures_of(Path("run")) == figures_of(finished)
+
+
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one commit, in the place of that of the code."""
+    for folder in ("guides", "docs", "experiments/conf/guide"):
+        Path(folder).mkdir(parents=True)
+    Path("guides/sib.py").touch()
+    Path(".gitignore").write_text("*.ignored.py\n")
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+    for arguments in (("init",), ("add", "."), (*identity, "commit", "-m", "all")):
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
+    monkeypatch.setattr("pyro_metabayes.experiments.runs.results.ROOT", Path.cwd())
+    return Path.cwd()
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        ("guides/sib.py", True),
+        ("guides/mine.py", True),
+        ("guides/parts/mine.py", True),
+        ("experiments/conf/guide/mine.yaml", True),
+        ("guides/notes.txt", False),
+        ("guides/mine.ignored.py", False),
+        ("docs/mine.py", False),
+    ],
+)
+def test_the_recorded_commit_is_dirty_if_the_code_differs_or_has_new_files(
+    file: str, dirty: bool, repository: Path
+) -> None:
+    clean = commit()
+    assert clean is not None and re.fullmatch("[0-9a-f]{12}", clean)
+    (repository / file).parent.mkdir(exist_ok=True)
+    (repository / file).write_text("changed = True\n")
+    assert commit() == clean + ("-dirty" if dirty else "")
+
+
+def test_a_folder_that_is_no_repository_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_metabayes.experiments.runs.results.ROOT", Path.cwd())
+    assert commit() is None
 
 
 # ---------------------------------------------------------------- seeds and sweeps
