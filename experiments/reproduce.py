@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
-from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
+from pyro_metabayes.experiments.cli.text_table import WIDTH, narrow, text_table
 from pyro_metabayes.experiments.runs.comparison import groups_of, over_tasks
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, per_cent
+from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict
@@ -165,7 +165,7 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {
         "NLL": f"{np.mean([run['nll'] for run in results]):.3f}",
         "ECE": f"{np.mean([run['ece'] for run in results]):.3f}",
-        "prior": verdict([run["collapsed"] for run in results]),
+        "prior": verdict(results),
         "tasks": str(results[0]["tasks"]),
         "seeds": ", ".join(str(run["seed"]) for run in results),
         "seconds": f"{np.mean([sum(run['seconds'].values()) for run in results]):.0f}",

@@ -14,6 +14,7 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.mixed_effects import fit
+from pyro_metabayes.experiments.cli.text_table import narrow
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_fit,
     estimates_from_run,
@@ -21,7 +22,7 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
     least_squares_effects,
     mean_distance,
 )
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.guides.partial_pooling import Guide
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.models.hierarchical_regression import Model

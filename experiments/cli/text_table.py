@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Tables for a terminal, and wide tables as several narrow ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
+Row = Mapping[str, str]  # cells by column
 WIDTH = 100  # characters of a line
 GAP = 2  # spaces between two columns
 LABEL = 24  # a label of at most this number of characters is not wrapped
@@ -13,7 +14,7 @@ CELL = 12  # another cell of at most this number of characters is not wrapped
 JOINED = "\N{NO-BREAK SPACE}"
 
 
-def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
+def text_table(rows: Sequence[Row], keys: int = 1) -> str:
     """Format a table for a terminal, in lines of at most WIDTH characters.
 
     Columns without a value in any row are left out. A single row is printed with one line per column. In a table of
@@ -85,3 +86,22 @@ def _block(columns: Sequence[Sequence[str]], keys: int) -> str:
 def _wrapped(cell: str, width: int) -> list[str]:
     joined = " ".join(word.replace(" ", JOINED) for word in _words(cell))
     return [line.replace(JOINED, " ") for line in textwrap.wrap(joined, width, break_on_hyphens=False)] or [""]
+
+
+def narrow(rows: Sequence[Row], width: int = WIDTH, columns: int = 7) -> list[list[Row]]:
+    """Split a wide table into several tables, each with the first column.
+
+    Args:
+        rows: the rows of the wide table.
+        width: largest width of a table in characters. A table of two columns may be wider.
+        columns: largest number of columns.
+    """
+    first, *others = rows[0]
+    widths = {name: 3 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}  # with the separator
+    parts = [[first]]
+    for name in others:
+        wide = sum(widths[chosen] for chosen in (*parts[-1], name)) > width
+        if len(parts[-1]) == columns or (wide and len(parts[-1]) > 1):
+            parts.append([first])
+        parts[-1].append(name)
+    return [[{name: row[name] for name in part} for row in rows] for part in parts]

@@ -23,7 +23,7 @@ from pyro_metabayes.exact.hierarchical_nuts import sampled
 from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.cli.text_table import narrow, text_table
 from pyro_metabayes.experiments.partial_pooling.generalised import generalised_rows
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_draws,
@@ -36,7 +36,7 @@ from pyro_metabayes.experiments.partial_pooling.plots import draw_effects, draw_
 from pyro_metabayes.experiments.partial_pooling.tables import held_out_row, method_row
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.runs.tables import Row as Cells
-from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, save_tables
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.experiments.studies.tables import commands

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyro_metabayes.evaluation.intervals import RunsInterval, ci95_of, over_runs
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent, with_information
 
 DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),
@@ -57,6 +57,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
     scores = {name: over_tasks((run, run.per_task[name]) for run in runs) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
+    verdict = COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs"
     accuracy = "-"
     if "accuracy" in scores:
         accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"], groups))
@@ -76,7 +77,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
         "KL weight": kl_weight(runs[0].results),
         "KL": number(mean_over_seeds(runs, "kl"), 1),
-        "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
+        "prior": with_information(verdict, [run.results for run in runs]),
     }
 
 

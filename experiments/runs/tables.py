@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.cli.text_table import Row, text_table
 from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically
 
-Row = Mapping[str, str]
 JOINT_BOUND = "joint_nll_upper"  # absent in results of earlier versions, whose joint_nll averages over a few draws
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
@@ -78,7 +77,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "ELBO": number(results["elbo"], 1),
         "KL weight": kl_weight(results),
         "KL": number(results["kl"], 1 if of_classes else 3),
-        "prior": COLLAPSE[results["collapsed"]],
+        "prior": with_information(COLLAPSE[results["collapsed"]], [results]),
         "transductive": "yes" if results["transductive"] else "no",
     }
 
@@ -138,6 +137,25 @@ def weight_cell(weight: Any) -> str:
     return "-" if weight is None else f"{weight:g}"
 
 
+def with_information(verdict: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Format a verdict on the prior with the mutual information of labels and weights, such as "collapsed, 0.046".
+
+    Args:
+        verdict: the verdict, such as "alive".
+        results: the runs of the verdict. For several runs the range of the information is given, in nats per task.
+    """
+    values = [run.get("prior_information") for run in results]  # absent in results of version 0.1
+    if None in values:
+        return verdict
+    bounds = [number(value, 3 if value < 1 else 1) for value in (min(values), max(values))]
+    return f"{verdict}, {' to '.join(dict.fromkeys(bounds))}"
+
+
+def without_information(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of table.csv: in the column "prior" the verdict alone, without the information."""
+    return [{name: cell.partition(",")[0] if name == "prior" else cell for name, cell in row.items()} for row in rows]
+
+
 def _log_score_title(results: Mapping[str, Any]) -> str:
     response = results.get("response")
     return f"NLL (nats, sd of {response['name']})" if response else "NLL"
@@ -159,25 +177,6 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
         return {"RMSE": number(rmse)}
     unit = response["name"]
     return {f"RMSE (sd of {unit})": number(rmse), f"RMSE ({unit})": f"{rmse * response['sd']:.4g}"}
-
-
-def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list[Row]]:
-    """Split a wide table into several tables, each with the first column.
-
-    Args:
-        rows: the rows of the wide table.
-        width: largest width of a table in characters. A table of two columns may be wider.
-        columns: largest number of columns.
-    """
-    first, *others = rows[0]
-    widths = {name: 3 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}  # with the separator
-    parts = [[first]]
-    for name in others:
-        wide = sum(widths[chosen] for chosen in (*parts[-1], name)) > width
-        if len(parts[-1]) == columns or (wide and len(parts[-1]) > 1):
-            parts.append([first])
-        parts[-1].append(name)
-    return [[{name: row[name] for name in part} for row in rows] for part in parts]
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
