@@ -833,6 +833,20 @@ def test_a_finished_run_may_be_resumed(resumed: Path) -> None:
     assert figures_of(resumed) == before
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_finished_run_with_more_steps_replaces_its_results(schedule: str, finished: Path) -> None:
+    """Its evaluations go too. A note says which schedule the learning rates have, if that depends on the steps."""
+    shutil.copytree(finished, "run")
+    ran("evaluate", "run")
+    outcome = ran("run", "resume=run", "train.steps=5", f"train.schedule={schedule}")
+    assert results_of(Path("run"))["steps"] == 5 and not Path("run/evaluations").exists()
+    note = (
+        "note: the first steps had the learning rates of a cosine schedule over 2 steps, the others those of one over "
+        "5; a new run with train.steps=5 gives another result\n"
+    )
+    assert outcome.err == (note if schedule == "cosine" else "")
+
+
 @pytest.mark.parametrize("change", ["guide=mc", "data=glyphs", "prior=flat"])
 def test_a_part_may_not_be_changed_on_resume(change: str, unfinished: Path) -> None:
     before = sorted(path.name for path in unfinished.iterdir())
