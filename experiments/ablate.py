@@ -21,7 +21,7 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
+from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables, without_information
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands
@@ -112,7 +112,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     base = [run for entry in reversed(first_entries) if entry.same_guide for run in entry.runs]
     table = [table_row(entry, base) for entry in entries]
     page = f"{NOTE}\n\n{markdown_table(table)}\n\n{commands(rows)}\n"
-    save_tables(folder, page, table)
+    save_tables(folder, page, without_information(table))
     print(text_table(table))
     print(f"table.md, table.csv and plot: {draw(entries, folder / 'ablation.png')}")
 

@@ -172,7 +172,7 @@ def _score_cells(runs: Sequence[Run]) -> dict[str, str]:
     return {
         "NLL": number(mean_metric(runs, "nll")),
         "ECE": number(mean_metric(runs, "ece")),
-        "prior": verdict([run["collapsed"] for run in results]),
+        "prior": verdict(results),
         "tasks": str(results[0]["tasks"]),
         "seeds": ", ".join(str(run["seed"]) for run in results),
         "seconds": f"{np.mean([sum(run['seconds'].values()) for run in results]):.0f}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pyro_metabayes.errors import UsageError, how_many
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
@@ -23,21 +23,25 @@ from pyro_metabayes.experiments.runs.train import run, train_along
 from pyro_metabayes.training.optimisation import TrainSettings
 
 
-def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Clean up after a finished run was trained for more steps.
+def note_other_steps(before: TrainSettings, now: TrainSettings, folder: Path) -> None:
+    """Clean up after a run was resumed with another number of steps.
 
-    Deletes the evaluations and the error analysis of the earlier learner. Prints a note if the cosine schedule of the
-    learning rate was computed for the earlier number of steps.
+    Deletes the evaluations and the error analysis of the earlier learner. Prints a note if the learning rates follow a
+    cosine schedule, which depends on the number of steps.
 
     Args:
-        before: the training settings before the number of steps was changed.
+        before: the training settings of the first steps.
+        now: the training settings of the other steps.
         folder: the folder of the run.
     """
     for results in ("evaluations", "errors"):
         shutil.rmtree(folder / results, ignore_errors=True)
-    if before.schedule == "cosine":
-        note = f"note: the cosine schedule was computed for {how_many(before.steps, 'step')}"
-        print(f"{note}; a new run with the changed number of steps would give another result", file=sys.stderr)
+    if before.schedule == now.schedule == "cosine":
+        print(
+            f"note: the first steps had the learning rates of a cosine schedule over {before.steps} steps, the others "
+            f"those of one over {now.steps}; a new run with train.steps={now.steps} gives another result",
+            file=sys.stderr,
+        )
 
 
 def settings_for(composed: DictConfig, folder: Path) -> Config:
@@ -76,7 +80,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     before = saved_config(folder, []) if composed.resume else config
     results = run(config, folder)
     if config.train.steps != before.train.steps:
-        note_other_steps(before.train, folder)
+        note_other_steps(before.train, config.train, folder)
     print(results_text(results))
     note_division(results)
     note_poor_result(results)

@@ -17,9 +17,10 @@ import numpy as np
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.overrides import flatten
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import score_run
-from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
+from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")  # measured times, which differ between evaluations

@@ -35,7 +35,7 @@ class Guide(pyro_metabayes.Guide):
         if not prior.conditional:
             raise UsageError(
                 "expected a prior that depends on the support set for guide=savi, got an unconditional prior; take "
-                "prior=conditional"
+                "prior=conditional, low_rank or coupling_flow"
             )
         self.encoder = None if shared else copy.deepcopy(prior)
 

@@ -25,6 +25,8 @@ class Flat(Prior):
     ELBO, entropy and KL do not exist, and samples cannot be drawn. So Pyro's Predictive raises an error.
     """
 
+    proper = False
+
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)
 
@@ -32,21 +34,21 @@ class Flat(Prior):
 class Gaussian(Prior):
     """Diagonal Gaussian prior p_psi(w_c) = N(loc, diag(scale^2)) over the weights w_c of class c.
 
-    loc [W] and scale [W] are learned (empirical Bayes), and shared by all tasks. All classes share them too, because
-    the order of the classes in a task is random.
+    loc [W] and scale [W] are learned (empirical Bayes). All tasks share them, and all classes, whose order is random.
 
     Args:
         num_weights: W, the number of weights per class.
         loc: mean of every weight before training.
         scale: standard deviation of every weight before training.
+        learn_scale: whether scale is learned; false for a point estimate (MAP), whose loss would have no lower bound.
     """
 
-    def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
+    def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1, learn_scale: bool = True) -> None:
         super().__init__()
         if scale <= 0:
             raise UsageError(f"expected prior.scale > 0, got {scale}")
         self.loc = nn.Parameter(torch.full((num_weights,), loc))
-        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log(), requires_grad=learn_scale)
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         normal = SharedNormal(self.loc, self.log_scale.exp())
@@ -58,14 +60,15 @@ class Gaussian(Prior):
 
     def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
         self.loc.data.copy_(mean)
-        self.log_scale.data.copy_(0.5 * covariance.diagonal().log())
+        if self.log_scale.requires_grad:
+            self.log_scale.data.copy_(0.5 * covariance.diagonal().log())
 
 
 class FullGaussian(Gaussian):
     """Gaussian prior with full covariance, p_psi(w_c) = N(loc, L L^T), over the W weights w_c of class c.
 
     loc [W] and the lower triangular L [W, W] are learned, and the same for all classes and tasks. So the weights of a
-    class may be correlated, such as random intercepts and slopes. The arguments are those of `Gaussian`.
+    class may be correlated. The arguments are those of `Gaussian`, without learn_scale.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
@@ -96,17 +99,15 @@ class Mixture(Prior):
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
         super().__init__()
         if num_components < 1 or scale <= 0:
-            got = f"num_components={num_components}, scale={scale}"
-            raise UsageError(f"expected prior.num_components >= 1 and prior.scale > 0, got {got}")
+            raise UsageError(f"expected prior.num_components >= 1 and prior.scale > 0, got {num_components=}, {scale=}")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(scale * torch.randn(num_components, num_weights))
         self.log_scale = nn.Parameter(torch.full((num_components, num_weights), scale).log())
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        batch = Size((observed.num_tasks, event_shape[0]))
         components = Normal(self.loc, self.log_scale.exp()).to_event(1)
         mixture = MixtureSameFamily(Categorical(logits=self.logits), components)
-        return mixture.expand(batch).to_event(1)
+        return mixture.expand(Size((observed.num_tasks, event_shape[0]))).to_event(1)
 
 
 class Conditional(Prior):
@@ -140,12 +141,11 @@ class Conditional(Prior):
     ) -> None:
         super().__init__()
         if num_hidden < 0 or scale <= 0:
-            got = f"num_hidden={num_hidden}, scale={scale}"
-            raise UsageError(f"expected prior.num_hidden >= 0 and prior.scale > 0, got {got}")
+            raise UsageError(f"expected prior.num_hidden >= 0 and prior.scale > 0, got {num_hidden=}, {scale=}")
         self.num_targets = num_targets
         encoder = PseudoObservations if full_covariance else CountAware if count_aware else MeanPooled
-        num_inputs = num_features + (num_targets > 0)
-        self.encoder = encoder(num_inputs, num_weights, num_hidden, scale, residual=num_targets == 0)
+        sizes = num_features + (num_targets > 0), num_weights, num_hidden
+        self.encoder = encoder(*sizes, scale, residual=num_targets == 0)
 
     @support_encoding
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:

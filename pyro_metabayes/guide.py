@@ -142,8 +142,8 @@ class Guide(Recorded, Program):
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):
             raise UsageError(
-                "expected a posterior that can be sampled, got the flat prior; use another prior, or a guide whose "
-                "posterior is not the prior"
+                "expected a posterior that can be sampled, got the flat prior; use a proper prior, such as "
+                "prior=conditional, or a guide whose posterior is not the prior"
             )
         self._check_shape(q, data)
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)

@@ -16,9 +16,11 @@ class Prior(Recorded, nn.Module):
 
     Attributes:
         conditional: whether the prior depends on the support set.
+        proper: whether the density integrates to 1, so that the prior can be sampled.
     """
 
     conditional: bool = False
+    proper: bool = True
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         """Return the prior p_psi(w) or p_psi(w | support), with batch shape [T] and event shape `event_shape`.

@@ -309,7 +309,7 @@ def test_a_truncated_checkpoint_is_one_clear_line(share: float, tmp_path: Path) 
 
 
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
-    with refuses(r"^expected a checkpoint at .*got no such file; pass the folder of a run"):
+    with refuses(r"^expected a checkpoint at .*got no such file in this folder; pass the folder of a run"):
         MetaLearner.load(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
     with refuses("got a file that cannot be loaded"):

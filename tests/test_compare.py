@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.runs.finished_runs import find_runs, group_by_label
-from pyro_metabayes.experiments.runs.tables import kl_weight
+from pyro_metabayes.experiments.runs.tables import kl_weight, with_information, without_information
 from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
 GUIDES = ("sib_delta", "proto")
@@ -161,9 +162,13 @@ def test_a_run_stands_before_its_evaluations(copied: Path) -> None:
     assert label_of([str(copied)]) == ["sib_delta guide.num_steps=3", "sib_delta guide.num_steps=0"]
 
 
-def test_a_folder_without_runs_is_refused() -> None:
-    error = call("compare", ".").error
-    assert error == "expected a folder with finished runs, got '.' without results.json; fix the path"
+def test_an_unfinished_run_among_finished_ones_is_left_out_with_a_note(copied: Path) -> None:
+    shutil.copytree(copied, "runs/done")
+    shutil.copytree(copied, "runs/stopped")
+    Path("runs/stopped/results.json").unlink()
+    outcome = ran("compare", "runs", "--out", "out")
+    assert outcome.err == "note: left out runs/stopped: it has a checkpoint.pt, but no results.json\n"
+    assert [row["guide"] for row in rows_of(Path("out"))] == ["sib_delta"]
 
 
 @pytest.mark.parametrize("content", ["", '{"guide":', "{}", "[]", "null"])
@@ -186,6 +191,34 @@ def test_an_interrupted_run_is_no_finished_one(copied: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(runs: Path) -> None:
     Path("plain").write_text("a file, no folder")
     assert "expected to write plain/out/table.md" in call("compare", str(runs), "--out", "plain/out").error
+
+
+def test_the_information_that_decides_stands_beside_the_verdict_on_the_prior(features: Path) -> None:
+    """In the tables for people; table.csv has the verdict alone."""
+    for guide in ("mc", "savi"):
+        outcome = ran("run", *on_features(features), f"guide={guide}", f"hydra.run.dir=runs/{guide}")
+        verdict = with_information("alive", [results_of(Path("runs", guide))])
+        assert re.fullmatch(r"alive, \d+\.\d", verdict)
+        assert re.search(rf"^prior +{verdict}$", outcome.out, re.MULTILINE)
+    compared = ran("compare", "runs", "--out", "out")
+    assert verdict in compared.out and verdict in Path("out/table.md").read_text()
+    assert [row["prior"] for row in rows_of(Path("out"))] == ["alive", "alive"]
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ([0.0457], "collapsed, 0.046"),
+        ([0.03, 0.0457], "collapsed, 0.030 to 0.046"),
+        ([0.0299, 0.0301], "collapsed, 0.030"),
+        ([0.03, 12.34], "collapsed, 0.030 to 12.3"),
+        ([0.03, None], "collapsed"),
+    ],
+)
+def test_information_has_as_many_digits_as_the_threshold_needs(values: list[float | None], cell: str) -> None:
+    results = [{"prior_information": value} for value in values]
+    assert with_information("collapsed", results) == cell
+    assert without_information([{"guide": "a, b", "prior": cell}]) == [{"guide": "a, b", "prior": "collapsed"}]
 
 
 # ---------------------------------------------------------------- evaluate

@@ -18,7 +18,7 @@ COMPLETED = {  # the words after `metabayes`, and what Tab offers for the last o
     "run logger=": ["logger=csv ", "logger=mlflow ", "logger=tensorboard ", "logger=wandb "],
     "run train.lea": ["train.learning_rate=", "train.learning_rates="],
     "run guide=sib guide.s": ["guide.step_size=", "guide.synthetic_gradient="],
-    "run prior=gaussian prior.": ["prior.loc=", "prior.scale="],
+    "run prior=gaussian prior.": ["prior.learn_scale=", "prior.loc=", "prior.scale="],
     "collapse study=gau": ["study=gaussian_mean "],
     "collapse size=": ["size=full ", "size=smoke "],
     "ablate gu": ["guide=sib "],

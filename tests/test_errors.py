@@ -49,14 +49,17 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "unknown choice guide=nope; choose one of: abml, alpha_tim, amortized_em",
+    "guide=nope": "unknown choice guide=nope; python -m experiments.run --help lists all choices",
+    "guide=saavi": "guide=saavi; did you mean 'savi'? python -m experiments.run --help lists all choices",
+    "prior=nope": "unknown choice prior=nope; choose one of: conditional, coupling_flow, flat, ",
     "data=nope": "unknown choice data=nope; choose one of: cifar_fs, digit_domains, ",
-    "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
+    "gude=sib": "unknown key 'gude'; did you mean 'guide'? the command takes: data, backbone, ",
     "train.steps": "expected NAME=VALUE, got 'train.steps'; write train.steps=VALUE",
     "guide.num_steps": "expected NAME=VALUE, got 'guide.num_steps'; write guide.num_steps=VALUE",
     "runs/sib": "expected NAME=VALUE, got 'runs/sib'; write NAME=VALUE",
-    "train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
-    "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
+    "train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'? train takes: steps, ",
+    "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'? train takes: steps, ",
+    "data.foo=1": "unknown key 'data.foo'; data=features takes: path, ",
     "step_sizes=0.1": "unknown key 'step_sizes'; did you mean 'guide.step_size'?",
     "learning_rat=1": "did you mean 'pretrain.learning_rate' or 'train.learning_rate'?",
     "+foo=1": "unknown key 'foo'",
@@ -88,7 +91,7 @@ WRONG_VALUE = {
     "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
     "train.steps=-1": "expected train.steps >= 0 and finite, got -1",
     "train.particles=0": "expected train.particles >= 1, got 0",
-    "train.kl_weight=0": "expected train.kl_weight to be a number > 0",
+    "train.kl_weight=0": "got 0; for a loss without KL take a point estimate with prior=flat, else a small weight",
     "train.kl_weight=much": "expected train.kl_weight to be a number > 0",
     "train.kl_weight={start: 1}": "expected train.kl_weight to be a number > 0",
     "train.on_nan=ignore": "expected train.on_nan to be one of stop, skip, got 'ignore'",
@@ -119,9 +122,26 @@ def test_an_unknown_name_is_refused(argument: str, features: Path) -> None:
     assert UNKNOWN[argument] in error_of(*on_features(features), argument)
 
 
+@pytest.mark.parametrize("argument", [argument for argument in UNKNOWN if "=" in argument])
+def test_a_message_about_a_setting_names_no_class_of_settings(argument: str, features: Path) -> None:
+    assert not re.search(r"Settings|Config|TaskShape", error_of(*on_features(features), argument))
+
+
+def test_a_choice_of_the_clone_that_is_not_installed_names_the_install() -> None:
+    """As `metabayes run guide=mine` in a clone, where the package is installed elsewhere."""
+    file = Path("experiments/conf/guide/mine.yaml")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert error_of("guide=mine") == (
+        f"unknown choice guide=mine; {file} exists here, but the installed package is not this folder; run: pip "
+        "install -e '.[dev]' -c constraints.txt"
+    )
+
+
 OF_A_CHOICE = {
     "guide=laplace prior=flat": "guide=laplace sets prior.scale, which prior=flat does not have; take another prior=",
     "data=sinusoid backbone=conv4 guide=maml": "data=sinusoid sets backbone.normalise, which backbone=conv4 does not",
+    "data=gaussian_features data.foo=1": "unknown key 'data.foo'; data=gaussian_features takes: num_features, ",
     "prior=flat prior.loc=0.1": "unknown key 'prior.loc'; prior=flat takes: no settings",
 }
 
@@ -144,7 +164,7 @@ def test_a_value_out_of_range_is_refused(argument: str, features: Path) -> None:
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        ("flat", "expected a posterior that can be sampled, got the flat prior"),
+        ("flat", "got a flat prior; take prior=conditional, low_rank or coupling_flow"),
         ("mixture", "expected a reparametrised distribution at site 'w', got MixtureSameFamily"),
     ],
 )
@@ -158,7 +178,7 @@ def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, fea
     assert error.startswith(
         "expected a prior that depends on the support set for guide=savi, got an unconditional prior"
     )
-    assert error.endswith("take prior=conditional")
+    assert error.endswith("take prior=conditional, low_rank or coupling_flow")
 
 
 # ---------------------------------------------------------------- numbers as labels
@@ -228,7 +248,7 @@ STUDY = {
     "workers=two": "expected workers to be of type integer, got 'two'",
     "parts=ceiling": "expected parts to be a list, in quotes for the shell: 'parts=[...]'",
     "parts=[nope]": "unknown part 'nope' of this study; choose from: conditional_prior",
-    "sice=smoke": "unknown key 'sice'; did you mean 'size'?",
+    "sice=smoke": "unknown key 'sice'; did you mean 'size'? the command takes: study, size, ",
 }
 
 
@@ -453,7 +473,3 @@ EVALUATE = {
 def test_evaluate_names_the_mistake(argument: str, finished: Path) -> None:
     assert EVALUATE[argument] in call("evaluate", str(finished), argument).error
     assert not (finished / "evaluations").exists()
-
-
-def test_evaluate_without_a_run_is_refused() -> None:
-    assert "got no such file; pass the folder of a run" in call("evaluate", "nowhere").error

@@ -133,4 +133,4 @@ def test_the_families_of_a_run_are_counted_and_drawn() -> None:
 def test_families_of_other_data_are_refused(finished: Path) -> None:
     expected = "expected a run on data=sine_and_line, got data=features"
     assert call("families", str(finished)).error == expected
-    assert "got no such file; pass the folder of a run" in call("families", "nowhere").error
+    assert "got no folder nowhere; fix the path" in call("families", "nowhere").error

@@ -541,9 +541,18 @@ class OfTorch(pyro_metabayes.Guide):
         return torch.distributions.Independent(torch.distributions.Normal(means, 1.0), 2)
 
 
+class ThePrior(pyro_metabayes.Guide):
+    """The prior as posterior."""
+
+    def posterior(self, observed: Observed) -> Any:
+        return self.model.prior(observed)
+
+
 def test_guides_of_users_that_do_not_fit_are_refused() -> None:
     with refuses(r"^expected a guide that defines posterior\(.*\), got Empty without posterior; define posterior$"):
         plain(guide=Empty, prior="gaussian")
+    with refuses(r"^expected a posterior that can be sampled, got the flat prior; use a proper prior, such as "):
+        fit(plain(guide=ThePrior), random_tasks(4), random_tasks(4), steps=1)
     with refuses(r"^expected the guide's distribution to be one of pyro\.distributions, got torch\.dist.*; import it "):
         fit(plain(guide=OfTorch, prior="gaussian"), random_tasks(4), random_tasks(4), steps=1)
 

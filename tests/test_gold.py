@@ -288,8 +288,8 @@ def test_the_command_of_numbers_and_its_mistakes(finished: Path) -> None:
     before = sorted(Path.cwd().rglob("*"))
     mistakes = {
         ("run=flat",): "expected a prior with a density for NUTS, got a flat prior",
-        (str(finished), "tasks", "2"): "expected folders of runs, got 'tasks', which has no checkpoint.pt",
-        ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
+        (str(finished), "tasks", "2"): "expected folders of runs, got 'tasks', which is not a folder",
+        ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no folder nowhere; fix the path",
         ("tasks=2",): "expected RUN_DIR, the folder of a finished run, got none",
         (f"run={finished}", "tasks=0"): "expected tasks >= 2, got 0",
         (f"run={finished}", "targets=[some]"): "expected labels (in a run: targets) to be one of query, support, all",

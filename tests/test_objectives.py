@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_metabayes
-from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
+from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, fit
 from pyro_metabayes.build import build
 from pyro_metabayes.inference.divergences import (
     mixture_kl_bounds,
@@ -131,6 +131,39 @@ def test_analytic_elbo_of_savi_by_hand(kl_weight: float) -> None:
     assert value == pytest.approx(expected, rel=1e-10)
     for name, gradient in by_hand_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.01])
+def test_the_loss_of_a_point_estimate_has_no_lower_bound_in_the_scale_of_the_prior(kl_weight: float) -> None:
+    """It falls by kl_weight log(10) per weight and task for each tenth of the scale, where all points are the mean."""
+    settings = {**SIB, "posterior": "delta", "num_steps": 0, "initialisation": "global"}
+    learner, episodes = Pair("sib", "gaussian", settings=settings).learner(), random_tasks()
+    prior: Any = learner.model.prior_over_weights
+    with torch.no_grad():
+        learner.get_parameter("guide.start.point").fill_(0.5)
+        prior.loc.fill_(0.5)
+        num_weights = learner.guide.posterior(episodes.observed()).mean.eq(0.5).sum()
+        losses = []
+        for scale in (1e-1, 1e-2, 1e-3, 1e-30):
+            prior.log_scale.fill_(math.log(scale))
+            losses.append(Elbo().differentiable_loss(learner.model, learner.guide, episodes, kl_weight=kl_weight))
+    fall = kl_weight * num_weights * math.log(10)
+    torch.testing.assert_close(-torch.stack(losses).diff(), torch.tensor([fall, fall, 27 * fall]))
+
+
+def test_a_fixed_scale_of_the_prior_is_not_trained() -> None:
+    """As a point estimate (MAP) needs it: the mean of the prior is learned, its scale is not."""
+    specification = Pair("sib", "gaussian", settings={**SIB, "posterior": "delta"}).specification()
+    specification["prior"] = specification["prior"] | {"scale": 0.3, "learn_scale": False}
+    learner = MetaLearner.from_specification(specification)
+    prior: Any = learner.model.prior_over_weights
+    loc = prior.loc.detach().clone()
+    fit(learner, random_tasks(), random_tasks(), steps=2, batch_size=3)
+    torch.testing.assert_close(prior.log_scale, torch.full_like(loc, 0.3).log())
+    assert (prior.loc != loc).all()
+    prior.start_at_moments(loc + 1, torch.eye(len(loc)))
+    torch.testing.assert_close(prior.log_scale, torch.full_like(loc, 0.3).log())
+    torch.testing.assert_close(prior.loc.detach(), loc + 1)
 
 
 @pytest.mark.parametrize("kl", ["sampled", "analytic"])

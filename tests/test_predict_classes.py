@@ -153,7 +153,7 @@ WRONG = {
     "of_images support=labelled query=empty": "expected images in the folder of the query set, got none in empty",
     "of_images support=broken query=new": "expected readable images, got 1 of 1 that cannot be read: broken/a/0.png",
     "of_images support=support.npz query=new/inner": "expected support_x of shape [N, 3, 16, 16], N >= 1, got [9, 16]",
-    "nowhere support=support.npz query=query.npy": "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
+    "nowhere support=support.npz query=query.npy": "got no folder nowhere; fix the path",
 }
 
 
@@ -232,7 +232,7 @@ REFUSED = {
     "run train.steps=3": "expected settings of task, eval or guide, got 'train.steps=3'",
     "run eval.temperature=true": "expected eval.temperature=false and no eval.ensemble",
     "run --most 0": "expected --most >= 1, got 0",
-    "nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
+    "nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no folder nowhere; fix the path",
 }
 
 

@@ -153,7 +153,7 @@ def test_the_command_checks_a_run(finished: Path) -> None:
 
 
 MISTAKES = {
-    "run=nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
+    "run=nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no folder nowhere; fix the path",
     "tasks=3": "expected RUN_DIR, the folder of a finished run, got none",
     "run={run} taskz=3": "unknown key 'taskz'; did you mean 'tasks'?",
     "run={run} tasks=many": "expected tasks to be of type integer, got 'many'",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,7 +18,7 @@ from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract
 from pyro_metabayes.pretraining.augmentation import augment
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.seeding import seeded
-from pyro_metabayes.training.progress import Progress
+from pyro_metabayes.training.progress import Progress, progress
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
 CPU = torch.device("cpu")
@@ -58,6 +61,18 @@ def test_the_cache_gives_the_same_backbone_and_features(bank: Bank) -> None:
     found = pretrain(second, SPECIFICATION, bank, settings, CPU).bank.inputs
     assert torch.equal(made, found)
     assert torch.equal(extract(second, bank.inputs, CPU), made)
+
+
+def test_the_progress_gives_the_accuracy_of_chance(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyro_metabayes.pretraining.features.progress", partial(progress, interval=0.0))
+    pretrain(Backbone((1, 16, 16), 8), SPECIFICATION, bank, PretrainSettings(epochs=2, batch_size=64), CPU)
+    lines = capsys.readouterr().out.splitlines()
+    assert "pretrain conv4: 1 of 4 batches" in lines
+    (line,) = [line for line in lines if line.startswith("pretrain conv4: 3 of 4 batches")]
+    assert re.fullmatch(r".* batches, epoch 1/2, accuracy \d+\.\d% \(chance 25\.0%\)", line)
+    assert re.search(r"training accuracy \d+\.\d% among 4 classes \(chance 25\.0%\)", "\n".join(lines))
 
 
 def test_an_unknown_precision_is_refused() -> None:

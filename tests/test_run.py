@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from pyro_metabayes import MetaLearner, UnfamiliarTasks
 from pyro_metabayes.data.sources.omniglot import vinyals_split
+from pyro_metabayes.experiments.runs.results import commit
 from pyro_metabayes.open_set.scores import OPEN_SET
 from tests.commands import (
     ROOT,
@@ -571,6 +573,47 @@ def test_the_command_works_in_a_process_of_its_own(features: Path, finished: Pat
     assert figures_of(Path("run")) == figures_of(finished)
 
 
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one commit, in the place of that of the code."""
+    for folder in ("guides", "docs", "experiments/conf/guide"):
+        Path(folder).mkdir(parents=True)
+    Path("guides/sib.py").touch()
+    Path(".gitignore").write_text("*.ignored.py\n")
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+    for arguments in (("init",), ("add", "."), (*identity, "commit", "-m", "all")):
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
+    monkeypatch.setattr("pyro_metabayes.experiments.runs.results.ROOT", Path.cwd())
+    return Path.cwd()
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        ("guides/sib.py", True),
+        ("guides/mine.py", True),
+        ("guides/parts/mine.py", True),
+        ("experiments/conf/guide/mine.yaml", True),
+        ("guides/notes.txt", False),
+        ("guides/mine.ignored.py", False),
+        ("docs/mine.py", False),
+    ],
+)
+def test_the_recorded_commit_is_dirty_if_the_code_differs_or_has_new_files(
+    file: str, dirty: bool, repository: Path
+) -> None:
+    clean = commit()
+    assert clean is not None and re.fullmatch("[0-9a-f]{12}", clean)
+    (repository / file).parent.mkdir(exist_ok=True)
+    (repository / file).write_text("changed = True\n")
+    assert commit() == clean + ("-dirty" if dirty else "")
+
+
+def test_a_folder_that_is_no_repository_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_metabayes.experiments.runs.results.ROOT", Path.cwd())
+    assert commit() is None
+
+
 # ---------------------------------------------------------------- seeds and sweeps
 
 
@@ -788,6 +831,20 @@ def test_a_finished_run_may_be_resumed(resumed: Path) -> None:
     before = figures_of(resumed)
     ran("run", f"resume={resumed}")
     assert figures_of(resumed) == before
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_finished_run_with_more_steps_replaces_its_results(schedule: str, finished: Path) -> None:
+    """Its evaluations go too. A note says which schedule the learning rates have, if that depends on the steps."""
+    shutil.copytree(finished, "run")
+    ran("evaluate", "run")
+    outcome = ran("run", "resume=run", "train.steps=5", f"train.schedule={schedule}")
+    assert results_of(Path("run"))["steps"] == 5 and not Path("run/evaluations").exists()
+    note = (
+        "note: the first steps had the learning rates of a cosine schedule over 2 steps, the others those of one over "
+        "5; a new run with train.steps=5 gives another result\n"
+    )
+    assert outcome.err == (note if schedule == "cosine" else "")
 
 
 @pytest.mark.parametrize("change", ["guide=mc", "data=glyphs", "prior=flat"])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pyro_metabayes.experiments.runs.finished_runs import read_run
-from tests.commands import ROOT, SMALL, SMALL_LEO, call, ran, results_of, write_features
+from pyro_metabayes.storage import checkpoint
+from tests.commands import ROOT, SMALL, SMALL_LEO, call, checkpoint_of, ran, results_of, write_features
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -83,11 +84,48 @@ def test_other_data_is_named(tmp_path: Path) -> None:
     assert outcome.code == 1 and "nll: " in outcome.out and "data_fingerprint: " in outcome.out
 
 
-def test_what_is_no_finished_run_is_refused(copied: Path) -> None:
+# Every command that reads a finished run. `compare` and `verify` need its results.json, the others its checkpoint.
+READERS = ("compare", "verify", "calibration", "effects", "errors", "evaluate", "gold", "predictive", "predict")
+FINISH = "finish it with: python -m experiments.run resume=run"
+
+
+def error_of(name: str, folder: str) -> str:
+    inputs = ("support=none.npz", "query=none.npz") if name == "predict" else ()
+    return call(name, folder, *inputs).error
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_interrupted_run_is_refused_with_its_step(name: str, copied: Path) -> None:
     (copied / "results.json").unlink()
-    assert call("verify", "run").error == (
-        "expected a finished run in run, got no results.json; finish it with: python -m experiments.run resume=run"
+    state = checkpoint_of(copied)
+    state["training"]["step"] = 1
+    checkpoint.save(copied / "checkpoint.pt", state)
+    assert error_of(name, "run") == f"expected a finished run, got run, at step 1 of 2; {FINISH}"
+
+
+@pytest.mark.parametrize("name", ["compare", "verify"])
+def test_a_trained_run_without_results_is_refused(name: str, copied: Path) -> None:
+    """Its evaluation was interrupted."""
+    (copied / "results.json").unlink()
+    assert call(name, "run").error == f"expected a finished run, got run, which has no results.json; {FINISH}"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_missing_folder_and_a_folder_without_a_run_are_told_apart(name: str) -> None:
+    Path("empty").mkdir()
+    Path("results.json").write_text("{}")
+    assert error_of(name, "nowhere").endswith(", got no folder nowhere; fix the path")
+    assert error_of(name, "empty") == (
+        "expected a checkpoint at empty/checkpoint.pt, got no such file in this folder; pass the folder of a run"
     )
+    if name != "compare":
+        assert error_of(name, "results.json").endswith("the file results.json in place of a folder; pass its folder, .")
+
+
+@pytest.mark.parametrize(("folder", "why"), [("empty", "has no checkpoint.pt"), ("nowhere", "is not a folder")])
+def test_the_folder_among_several_that_has_no_run_is_named(folder: str, why: str, copied: Path) -> None:
+    Path("empty").mkdir()
+    assert f"got '{folder}', which {why}; give folders of runs" in call("gold", "run", folder).error
 
 
 def test_the_joint_nll_of_earlier_versions_is_not_read() -> None:

@@ -81,6 +81,16 @@ def command_line(name: str) -> str:
 
     The words are `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the repository.
     """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    installed = spec is not None and spec.name.startswith("pyro_metabayes.")
+    installed = _module_of_process().startswith("pyro_metabayes.")
     return f"metabayes {name}" if installed else f"python -m experiments.{name}"
+
+
+def this_command() -> str:
+    """Return the words that started this command, such as `python -m experiments.run`."""
+    return command_line(_module_of_process().removesuffix(".__main__").rpartition(".")[2])
+
+
+def _module_of_process() -> str:
+    """Return the name of the module that was started, such as experiments.compare.__main__; '' if it has none."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return "" if spec is None else spec.name

@@ -17,7 +17,7 @@ from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.settings import EvalSettings
-from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of
+from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of, owner_of
 from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.specification.parts import PARTS
@@ -132,7 +132,7 @@ def _refuse_added(settings: Any, prefix: str = "") -> None:
     names = [setting.name for setting in fields(settings)]
     for name, value in vars(settings).items():
         if name not in names:
-            raise unknown_key(prefix + name, names, type(settings).__name__)
+            raise unknown_key(prefix + name, names, owner_of(prefix + name))
         if is_dataclass(value):
             _refuse_added(value, f"{prefix}{name}.")
 

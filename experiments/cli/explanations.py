@@ -15,7 +15,7 @@ from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 
 from pyro_metabayes.build import arguments_of, provided_by_source, target_of
-from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.experiments.cli.overrides import flatten
 from pyro_metabayes.specification.parts import CONTEXT, PARTS
 
 Rows = Iterator[tuple[str, str]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,13 +16,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pyro_metabayes.errors import UsageError, printable, unknown_key
-from pyro_metabayes.experiments.cli.arguments import command_line
+from pyro_metabayes.experiments.cli.arguments import command_line, this_command
+from pyro_metabayes.experiments.cli.overrides import owner_of
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
 # Lines of Hydra and OmegaConf that begin with these words are about their internals, and left out of messages.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
-FILLED_IN = ("hydra", "choices")  # groups of settings that a user does not set
+FILLED_IN = ("hydra", "choices", "estimated")  # groups of settings that a user does not set
+MOST_LISTED = 25  # largest number of choices that a message lists
 NAME = re.compile(r"[A-Za-z_][\w.]*")  # name of a setting
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
@@ -63,8 +66,8 @@ def _message_of(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
         names = [str(name) for name in unknown.parent_node if name not in FILLED_IN]
-        owner, elsewhere = unknown.object_type_str or "", _nested_names(unknown.parent_node)
-        return str(unknown_key(str(unknown.full_key), names, owner, elsewhere))
+        key, elsewhere = str(unknown.full_key), _nested_names(unknown.parent_node)
+        return str(unknown_key(key, names, owner_of(key), elsewhere))
     return _plain_lines(error, cause)
 
 
@@ -91,11 +94,22 @@ def _missing_choice(error: BaseException) -> str:
     if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
         return ""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
-    near = get_close_matches(name, error.options, 1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    choices = f"{guess}choose one of: {', '.join(error.options)}"
-    extras = "; extras add others: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
-    return f"unknown choice {group}={name}; {choices}{extras if group == LAUNCHER else ''}"
+    return f"unknown choice {group}={name}; {_remedy(group, name, list(error.options))}"
+
+
+def _remedy(group: str, name: str, options: Sequence[str]) -> str:
+    """Return the remedy for an unknown choice: a suggestion, or the choices, or the command that lists them."""
+    file = Path("experiments", "conf", group, f"{name}.yaml")
+    if file.is_file():  # below the current folder, but not in the package that runs
+        install = "pip install -e '.[dev]' -c constraints.txt"
+        return f"{file} exists here, but the installed package is not this folder; run: {install}"
+    if group == LAUNCHER:
+        extras = "extras add others: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
+        return f"choose one of: {', '.join(options)}; {extras}"
+    near = get_close_matches(name, options, 1)
+    if not near and len(options) <= MOST_LISTED:
+        return f"choose one of: {', '.join(options)}"
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}{this_command()} --help lists all choices"
 
 
 def _without_value(error: BaseException) -> str:

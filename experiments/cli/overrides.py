@@ -1,4 +1,4 @@
-"""Quotes settings on a command line for Hydra.
+"""Settings as on a command line, with dotted names, and their quotes for Hydra.
 
 Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or free text (`LITERALS`)
 are quoted before Hydra reads them. In a sweep (-m) commas separate the values of such a setting.
@@ -7,7 +7,8 @@ are quoted before Hydra reads them. In a sweep (-m) commas separate the values o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -51,6 +52,20 @@ def allow_part_setting(argument: str) -> str:
 def key_of(argument: str) -> str:
     """Return the name of the setting in an argument NAME=VALUE, without Hydra's prefixes + and ++."""
     return argument.partition("=")[0].lstrip("+")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of nested settings, such as ("train.steps", 100)."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def owner_of(key: str) -> str:
+    """Return what has the setting `key`, for a message: its group, such as train for train.steps, or the command."""
+    return key.rpartition(".")[0] or "the command"
 
 
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:

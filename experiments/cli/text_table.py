@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
+Row = Mapping[str, str]  # cells by column
 WIDTH = 100  # characters of a line
 GAP = 2  # spaces between two columns
 LABEL = 24  # a label of at most this number of characters is not wrapped
@@ -13,7 +14,7 @@ CELL = 12  # another cell of at most this number of characters is not wrapped
 JOINED = "\N{NO-BREAK SPACE}"
 
 
-def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
+def text_table(rows: Sequence[Row], keys: int = 1) -> str:
     """Format a table for a terminal, in lines of at most WIDTH characters.
 
     Columns without a value in any row are left out. A single row is printed with one line per column. In a table of
@@ -35,7 +36,7 @@ def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
     return "\n\n".join(_block(block, keys) for block in _blocks(titled, keys))
 
 
-def narrow(rows: Sequence[Mapping[str, str]], width: int = WIDTH, columns: int = 7) -> list[list[dict[str, str]]]:
+def narrow(rows: Sequence[Row], width: int = WIDTH, columns: int = 7) -> list[list[Row]]:
     """Split a wide table into several tables, each with the first column.
 
     Args:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.collapse.plots import PLOTS
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, without_information
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands, table_of
@@ -37,7 +37,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     merged = [
         {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
     ]
-    save_tables(folder, "\n\n".join(sections) + "\n", merged)
+    save_tables(folder, "\n\n".join(sections) + "\n", without_information(merged))
     for part, table in tables.items():
         print(f"{part}\n{text_table(table)}\n")
     for name, labels in study["pictures"].items():

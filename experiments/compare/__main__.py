@@ -17,7 +17,7 @@ from pyro_metabayes.experiments.runs.comparison import (
     with_meaning,
 )
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, without_information
 from pyro_metabayes.storage.paths import user_path
 
 TASK = "data and task"  # title of a column
@@ -97,7 +97,8 @@ def _without_only_task(table: Table) -> Table:
 def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
     """Merge the three tables into one, for table.csv. The columns of `over` get the prefix "over runs"."""
     renamed = [{f"over runs: {name}": cell for name, cell in row.items() if name not in scores[0]} for row in over]
-    return [row | difference | of_runs for row, difference, of_runs in zip(scores, paired, renamed, strict=True)]
+    merged = [row | difference | of_runs for row, difference, of_runs in zip(scores, paired, renamed, strict=True)]
+    return without_information(merged)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

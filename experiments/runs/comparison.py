@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent, with_information
 
 DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),
@@ -75,6 +75,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     scores = {name: mean_and_ci95(runs, name) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = per_cent(*scores["accuracy"]) if "accuracy" in scores else "-"
+    verdict = COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs"
     transductive = runs[0].results["transductive"]
     return {
         "guide": label,
@@ -91,7 +92,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "ELBO": number(mean_metric(runs, "elbo"), 1),
         "KL weight": kl_weight(runs[0].results),
         "KL": number(mean_metric(runs, "kl"), 1),
-        "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
+        "prior": with_information(verdict, [run.results for run in runs]),
     }
 
 

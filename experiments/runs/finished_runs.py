@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import GROUP
-from pyro_metabayes.experiments.cli.arguments import command_line
+from pyro_metabayes.experiments.cli.overrides import flatten
+from pyro_metabayes.experiments.runs.restore_run import refuse_without_results
 from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, split_name, task_name, without_old_joint
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
@@ -90,14 +90,30 @@ class Run:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Read every run and evaluation in or below the folders, each run before its evaluations."""
+    """Read every run and evaluation in or below the folders, each run before its evaluations.
+
+    Runs that are not finished are left out, with a note.
+
+    Raises:
+        UsageError: a folder does not exist, or has no finished run.
+    """
     runs = []
-    for path in paths:
-        files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
-        if not files:
-            raise UsageError(f"expected a folder with finished runs, got '{path}' without results.json; fix the path")
-        runs += [read_run(file.parent) for file in files]
+    for path in map(user_path, paths):
+        if not path.is_dir():
+            raise UsageError(f"expected a folder with finished runs, got no folder {path}; fix the path")
+        finished, started = _folders_with("results.json", path), _folders_with("checkpoint.pt", path)
+        unfinished = [folder for folder in started if folder not in finished]
+        if not finished:
+            refuse_without_results(unfinished[0] if unfinished else path)
+        for folder in unfinished:
+            print(f"note: left out {folder}: it has a checkpoint.pt, but no results.json", file=sys.stderr)
+        runs += [read_run(folder) for folder in finished]
     return runs
+
+
+def _folders_with(name: str, path: Path) -> list[Path]:
+    """Return the folders in or below a folder that have a file of this name, each before the folders below it."""
+    return sorted((file.parent for file in path.rglob(name)), key=lambda folder: (len(folder.parts), folder))
 
 
 def read_run(folder: Path) -> Run:
@@ -108,13 +124,7 @@ def read_run(folder: Path) -> Run:
     """
     file = "results.json"
     if not (folder / file).is_file():
-        has_checkpoint = (folder / "checkpoint.pt").is_file()
-        remedy = (
-            f"finish it with: {command_line('run')} {shlex.quote(f'resume={folder}')}"
-            if has_checkpoint
-            else "give the folder of a run"
-        )
-        raise UsageError(f"expected a finished run in {folder}, got no {file}; {remedy}")
+        refuse_without_results(folder)
     try:
         results = json.loads((folder / file).read_text())
         file = "tasks.npz"
@@ -141,15 +151,6 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np
     check_plain(results)
     if not isinstance(results["config"], dict):
         raise ValueError("results.json has no settings")
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of nested settings, such as ("train.steps", 100)."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -81,7 +81,7 @@ def _runs(folders: Sequence[str], schema: type) -> DictConfig:
         raise UsageError(f"expected the folder of one run, got {got}; give one folder, and settings as NAME=VALUE")
     for folder in folders if len(folders) > 1 else ():  # checked first, since the first run may take minutes
         if not (user_path(folder) / "checkpoint.pt").is_file():
-            got = f"'{folder}', which has no checkpoint.pt"
+            got = f"'{folder}', which {'has no checkpoint.pt' if user_path(folder).is_dir() else 'is not a folder'}"
             raise UsageError(f"expected folders of runs, got {got}; give folders of runs, and settings as NAME=VALUE")
     paths = [str(user_path(folder)) for folder in folders]
     return OmegaConf.create({"run": paths if len(paths) > 1 else paths[0]} if paths else {})
@@ -108,11 +108,18 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
         step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
     if step < num_steps:
-        raise UsageError(
-            f"expected a finished run, got {folder}, at step {step} of {num_steps}; "
-            f"finish it with: {command_line('run')} {shlex.quote(f'resume={folder}')}"
-        )
+        raise UsageError(f"expected a finished run, got {folder}, at step {step} of {num_steps}; {_finish(folder)}")
     return state
+
+
+def refuse_without_results(folder: Path) -> NoReturn:
+    """Raise a UsageError for a folder without results.json. If it holds a run, the message says how to finish it."""
+    finished_checkpoint(folder, saved_config(folder, []))
+    raise UsageError(f"expected a finished run, got {folder}, which has no results.json; {_finish(folder)}")
+
+
+def _finish(folder: Path) -> str:
+    return f"finish it with: {command_line('run')} {shlex.quote(f'resume={folder}')}"
 
 
 def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:

@@ -22,7 +22,7 @@ from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.experiments.cli.overrides import flatten
 from pyro_metabayes.experiments.runs.grouped_data import evaluated_groups, log_likelihoods
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.inference.capabilities import HasBaseClasses
@@ -31,6 +31,7 @@ from pyro_metabayes.pretraining.restored_features import hash_of_weights
 from pyro_metabayes.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]  # root of the repository, in a checkout
+CODE = ("guides/*.py", "models/*.py", "pyro_metabayes/*.py", "experiments/*.py", "experiments/*.yaml")
 OWN_PRIORS = {"models.lwof.Model": "mixture"}  # names of the priors that are part of a model
 
 
@@ -152,19 +153,26 @@ def machine(device: torch.device) -> str:
     if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
         return str(name(device))
     with contextlib.suppress(OSError):
-        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if match:
+        if match := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
             return f"{match[1]}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def commit() -> str | None:
-    """Return the Git commit of the code, marked as dirty if files differ from it; None outside a repository."""
+    """Return the Git commit of the code; None outside a repository.
+
+    It ends in "-dirty" if a tracked file differs, or if the code has an untracked file, such as a new guide.
+    """
     if not (ROOT / ".git").exists():  # in an installed package, an enclosing repository is another project's
         return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        described = _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+        new_files = _git("ls-files", "--others", "--exclude-standard", "--", *CODE)
     except (OSError, subprocess.SubprocessError):
         return None
-    return output.stdout.strip() or None
+    return f"{described.removesuffix('-dirty')}-dirty" if new_files else described or None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

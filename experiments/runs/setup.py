@@ -88,7 +88,7 @@ def set_up(
     torch.set_num_threads(config.threads)
     with naming_choices(config.choices):
         check_parts(config.specification())
-    data = load_data(config)
+        data = load_data(config)
     if isinstance(data, EstimatesSettings):
         config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 # {NAME: SHA-256 checksum of NAME.pt}; `python -m experiments.pretrain_learner NAME` writes these files.
 CHECKSUMS = {
     "transductive": "714b65a236f1089bb0fcb34ca199f2e815cd3f94f69acd2722ba1ea748c39d99",
-    "inductive": "a3b9d970ebc4a66c7e2cfa4263759515550e9dbe9814b47371f7819ad2021f2f",
+    "inductive": "37469942d70a59ba816ff05df670bbd1d4889d906d9fcfd053b0c3cc478cba8b",
 }
 
 

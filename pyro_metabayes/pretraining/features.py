@@ -96,8 +96,7 @@ def _cache_weights(
     state = {"weights": training.weights(), "classes": training.classes(), "curve": training.curve}
     checkpoint.save(path, state)
     unfinished.unlink(missing_ok=True)
-    num_classes = len(bank.answers("train").unique())
-    print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
+    print(f"pretrained {name}: {_summary(training)}; kept in {path}")
 
 
 def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
@@ -135,11 +134,12 @@ def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
         while training.epoch < epochs:
             training.run_epoch(shown)
             checkpoint.save(unfinished, training.state())
-            shown.set_postfix(epoch=f"{training.epoch}/{epochs}", accuracy=f"{training.curve[-1]['accuracy']:.1%}")
+            accuracy = f"{training.curve[-1]['accuracy']:.1%} (chance {1 / training.num_classes:.1%})"
+            shown.set_postfix(epoch=f"{training.epoch}/{epochs}", accuracy=accuracy)
 
 
-def _summary(line: Mapping[str, Any], num_classes: int) -> str:
-    chance = f"{1 / num_classes:.1%}"
-    text = f"training accuracy {line['accuracy']:.1%} among {num_classes} classes (chance {chance})"
+def _summary(training: Pretraining) -> str:
+    line, chance = training.curve[-1], f"{1 / training.num_classes:.1%}"
+    text = f"training accuracy {line['accuracy']:.1%} among {training.num_classes} classes (chance {chance})"
     score = line["val_accuracy"]
     return text if score is None else f"{text}, class means {score:.1%} on 5-way 1-shot validation tasks"

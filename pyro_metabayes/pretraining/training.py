@@ -48,7 +48,8 @@ class Pretraining:
         self.images, self.labels = bank.in_memory[rows], answers[torch.searchsorted(classes, bank.labels[rows])]
         self.steps_per_epoch = len(rows) // settings.batch_size
         self._check()
-        self.network = classifier_of(backbone, len(answers.unique()), rotation=settings.rotation > 0)
+        self.num_classes = len(answers.unique())
+        self.network = classifier_of(backbone, self.num_classes, rotation=settings.rotation > 0)
         self.network.to(device).requires_grad_(True).train()
         self.average = average_of(self.network, settings)
         self.optimizer, self.schedule = optimizer_of(self.network, settings, self.steps_per_epoch)

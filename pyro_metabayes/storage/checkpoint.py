@@ -50,7 +50,7 @@ def load(path: Path) -> dict[str, Any]:
         UsageError: the file does not exist, or is not a checkpoint.
     """
     if not path.is_file():
-        raise UsageError(f"expected a checkpoint at {path}, got no such file; pass the folder of a run")
+        raise UsageError(f"expected a checkpoint at {path}, {_found_instead(path)}")
     try:
         check_archive(path, inflation=1)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -63,6 +63,15 @@ def load(path: Path) -> dict[str, Any]:
             f"expected a checkpoint of this package at {path}, got a file that cannot be loaded: {reason_of(error)}; "
             "restore an undamaged copy, or start a new run"
         ) from None
+
+
+def _found_instead(path: Path) -> str:
+    """Return the end of a message about a missing file: which part of its path does not exist, and the remedy."""
+    if path.parent.is_file():
+        return f"got the file {path.parent} in place of a folder; pass its folder, {path.parent.parent}"
+    if not path.parent.is_dir():
+        return f"got no folder {path.parent}; fix the path"
+    return "got no such file in this folder; pass the folder of a run"
 
 
 def file_of(path: Path) -> Path:

@@ -80,10 +80,9 @@ def kl_weight_at(weight: Any, step: int) -> float:
     except (KeyError, TypeError, ValueError):
         schedule = {"?": weight}
     if schedule or not 0 < min(start, end) < math.inf or steps < 1:
-        raise UsageError(
-            "expected train.kl_weight to be a number > 0 (Pyro does not accept 0), or a warm-up such as "
-            f"{{start: 1e-6, end: 1.0, steps: 1000}}, got {weight}"
-        )
+        expected = "a number > 0, or a warm-up such as {start: 1e-6, end: 1.0, steps: 1000}"
+        remedy = "; for a loss without KL take a point estimate with prior=flat, else a small weight such as 1e-6"
+        raise UsageError(f"expected train.kl_weight to be {expected}, got {weight}{remedy if weight == 0 else ''}")
     return start + (end - start) * min(step / steps, 1.0)
 
 
