@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_metabayes.evaluation.verdicts import without_information
+from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import CONF, run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row

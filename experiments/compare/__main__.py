@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from pyro_metabayes.evaluation.verdicts import without_information
+from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
 from pyro_metabayes.experiments.cli.usage import parser_of

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSE, with_information
 from pyro_metabayes.errors import how_many
-from pyro_metabayes.evaluation.verdicts import COLLAPSE, with_information
 from pyro_metabayes.experiments.cli.text_table import Row, text_table
 from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSE, with_information
 from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.evaluation.verdicts import COLLAPSE, with_information
 from pyro_metabayes.experiments.runs.tables import per_cent, without_old_joint
 from pyro_metabayes.experiments.studies.study import Row
 
