@@ -16,12 +16,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import CONF, run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables, without_information
+from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyro_metabayes.diagnostics.collapse_metrics import with_information, without_information
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.runs.finished_runs import find_runs, group_by_label
-from pyro_metabayes.experiments.runs.tables import kl_weight, with_information, without_information
+from pyro_metabayes.experiments.runs.tables import kl_weight
 from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
 GUIDES = ("sib_delta", "proto")

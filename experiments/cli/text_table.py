@@ -11,6 +11,7 @@ WIDTH = 100  # characters of a line
 GAP = 2  # spaces between two columns
 LABEL = 24  # a label of at most this number of characters is not wrapped
 CELL = 12  # another cell of at most this number of characters is not wrapped
+WORD = 40  # a longer word, such as a path, is broken
 JOINED = "\N{NO-BREAK SPACE}"
 
 
@@ -71,11 +72,11 @@ def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[s
 
 
 def _least_widths(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """Return the least width of each column. Words and short cells are not wrapped.
+    """Return the least width of each column. Words of at most WORD characters and short cells are not wrapped.
 
     A short cell has at most LABEL characters in the first `keys` columns, and at most CELL characters in other columns.
     """
-    words = [max(len(word) for cell in cells for word in _words(cell)) for cells in columns]
+    words = [min(WORD, max(len(word) for cell in cells for word in _words(cell))) for cells in columns]
     whole = [min(LABEL if place < keys else CELL, max(map(len, cells))) for place, cells in enumerate(columns)]
     return list(map(max, words, whole))
 

@@ -14,10 +14,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.collapse.plots import PLOTS
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, without_information
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands, table_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
+from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
@@ -17,7 +18,7 @@ from pyro_metabayes.experiments.runs.comparison import (
     with_meaning,
 )
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, without_information
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.storage.paths import user_path
 
 TASK = "data and task"  # title of a column

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSE, with_information
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent, with_information
+from pyro_metabayes.experiments.runs.tables import kl_weight, number, per_cent
 
 DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),

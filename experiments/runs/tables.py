@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSE, with_information
 from pyro_metabayes.errors import how_many
 from pyro_metabayes.experiments.cli.text_table import Row, text_table
 from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
@@ -18,7 +19,6 @@ NOTHING_KNOWN = (  # with task.shot=0 on data=groups
     "no point of the predicted group (task.shot=0): the mean of the prior is predicted (re.form = NA in lme4), so "
     "errors contain the differences between groups"
 )
-COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -148,26 +148,6 @@ def weight_cell(weight: Any) -> str:
     """Format a KL weight: a number, the weight at the end of a schedule, or a dash for None."""
     weight = weight.get("end") if isinstance(weight, Mapping) else weight
     return "-" if weight is None else f"{weight:g}"
-
-
-def with_information(verdict: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """Format a verdict on the prior with the mutual information of labels and weights, such as "collapsed, 0.046".
-
-    Args:
-        verdict: the verdict, such as "alive".
-        results: the runs of the verdict. For several runs the range of the information is given, in nats per task.
-    """
-    found = (run.get("prior_information") for run in results)  # absent in results of version 0.1
-    values = [float(value) for value in found if value is not None]
-    if len(values) < len(results):
-        return verdict
-    bounds = [number(value, 3 if value < 1 else 1) for value in (min(values), max(values))]
-    return f"{verdict}, {' to '.join(dict.fromkeys(bounds))}"
-
-
-def without_information(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return the rows of table.csv: in the column "prior" the verdict alone, without the information."""
-    return [{name: cell.partition(",")[0] if name == "prior" else cell for name, cell in row.items()} for row in rows]
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSE, with_information
 from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent, with_information, without_old_joint
+from pyro_metabayes.experiments.runs.tables import per_cent, without_old_joint
 from pyro_metabayes.experiments.studies.study import Row
 
 EARLY = 1000  # step at which the sd of the prior is shown, in addition to the last step

@@ -7,7 +7,7 @@ A new metric is a function of the spreads with an entry in METRICS.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,8 @@ Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
 SITE = " of site "  # separates a spread from the name of a latent site, as in "kl of site w"
 Metrics = dict[str, Any]
 Metric = Callable[[Mapping[str, Tensor]], float | int | bool | dict[str, float] | None]  # from spreads
+
+COLLAPSE = {True: "collapsed", False: "alive", None: "-"}  # verdicts in tables
 
 
 def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
@@ -148,3 +150,23 @@ def summary(spread: Mapping[str, Tensor]) -> Metrics:
         kl_by_site, posterior_sd_by_site: values by latent site, if there are several sites.
     """
     return {name: metric(spread) for name, metric in METRICS.items()}
+
+
+def with_information(verdict: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Format a verdict on the prior with the mutual information of labels and weights, such as "collapsed, 0.046".
+
+    Args:
+        verdict: the verdict, such as "alive".
+        results: the runs of the verdict. For several runs the range of the information is given, in nats per task.
+    """
+    found = (run.get("prior_information") for run in results)  # absent in results of version 0.1
+    values = [float(value) for value in found if value is not None]
+    if len(values) < len(results):
+        return verdict
+    bounds = [f"{value:.{3 if value < 1 else 1}f}" for value in (min(values), max(values))]
+    return f"{verdict}, {' to '.join(dict.fromkeys(bounds))}"
+
+
+def without_information(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of table.csv: in the column "prior" the verdict alone, without the information."""
+    return [{name: cell.partition(",")[0] if name == "prior" else cell for name, cell in row.items()} for row in rows]
