@@ -6,7 +6,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pyro_metabayes.errors import UsageError, printable, unknown_key
+from pyro_metabayes.errors import UsageError, printable, similar_choice, unknown_key
 from pyro_metabayes.experiments.cli.arguments import command_line, this_command
 from pyro_metabayes.experiments.cli.overrides import owner_of
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
@@ -106,10 +105,10 @@ def _remedy(group: str, name: str, options: Sequence[str]) -> str:
     if group == LAUNCHER:
         extras = "extras add others: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
         return f"choose one of: {', '.join(options)}; {extras}"
-    near = get_close_matches(name, options, 1)
+    near = similar_choice(name, options)
     if not near and len(options) <= MOST_LISTED:
         return f"choose one of: {', '.join(options)}"
-    return f"{f'did you mean {near[0]!r}? ' if near else ''}{this_command()} --help lists all choices"
+    return f"{near} {this_command()} --help lists all choices".lstrip()
 
 
 def _without_value(error: BaseException) -> str:

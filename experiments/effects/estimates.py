@@ -18,13 +18,14 @@ from pyro_metabayes.experiments.effects.prior_parameters import (
     errors_of_parameters,
     parameters_in_units,
 )
-from pyro_metabayes.experiments.effects.widening import errors_of_run, has_independent_effects, widened_effects
+from pyro_metabayes.experiments.effects.widening import errors_of_run, widened_effects
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
     HasSharedEffects,
     LinearMixedModel,
     StandardisedEstimates,
 )
+from pyro_metabayes.experiments.runs.grouped_data import has_independent_effects
 from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.inference.laplace import LowRankPrecision
@@ -65,7 +66,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     if learner.model.canonical and standard.noise == standard.noise:
         whole, noise = groups.with_equal_precision(groups.whole()), torch.tensor(standard.noise, dtype=torch.float64)
         errors = errors_of(whole, standard.covariance, noise, groups.num_inner)
-        of_parameters = errors_of_parameters(groups, standard, has_independent_effects(groups, learner))
+        of_parameters = errors_of_parameters(groups, standard, has_independent_effects(learner, groups))
         return _effects(groups, standard, errors, of_parameters, errors_of_run(groups, learner))
     if groups.family != "gaussian" and groups.num_random == 1:
         return _effects(groups, standard, *errors_by_quadrature(groups, standard))

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.exact.estimation_errors import EstimationErrors, Widening
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, LinearMixedModel, StandardisedEstimates
+from pyro_metabayes.experiments.runs.grouped_data import has_independent_effects
 from pyro_metabayes.inference.capabilities import has
-from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.numbers import INTERVAL, NumberPrediction
 
@@ -27,12 +26,7 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
     model = learner.model
     if not (model.canonical and has(learner.model, LinearMixedModel)):
         return None
-    return groups.estimation_errors(diagonal=has_independent_effects(groups, learner))
-
-
-def has_independent_effects(groups: Groups, learner: MetaLearner) -> bool:
-    """Return whether the effects of a group are independent under the prior of a run."""
-    return isinstance(innermost(learner.model.prior(groups.all_points().observed())), Normal)
+    return groups.estimation_errors(diagonal=has_independent_effects(learner, groups))
 
 
 def widened_effects(groups: Groups, standard: StandardisedEstimates, errors: EstimationErrors | None) -> GroupEstimates:

@@ -27,8 +27,8 @@ def chosen(learner: MetaLearner | str | PathLike[str] | None, balance: str | Non
     Raises:
         UsageError: there is no such learner or balance, or the learner has no setting `balance`.
     """
+    refuse_balance(learner, balance)
     if balance is not None:
-        refuse_balance(learner, balance)
         check_choice("balance", balance, BALANCES)
     return _shipped(str(learner), balance) if ships(learner) else _loaded(learner)
 
@@ -44,7 +44,7 @@ def refuse_balance(learner: object, balance: str | None) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _shipped(name: str, balance: str | None) -> MetaLearner:
-    """Load a pretrained learner in float64. The guide of `transductive` computes in float32, in half the time.
+    """Load a pretrained learner in float64. The guide of `transductive` computes in float32, in less time.
 
     The learner is read once per process. All callers share it, since predictions do not change it.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,13 +95,21 @@ def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
     The order of the rows has no effect. A column of numbers with a few cells of text is a column of numbers, whose text
     `read_columns` refuses.
     """
-    known, words = Counter[str](), Counter[str]()
-    for _, cells in _rows(header, columns):
-        for name, text in zip(columns, map(str.strip, cells), strict=True):
-            if not (is_gap(text) or is_missing_code(text)):
-                known[name] += 1
-                words[name] += text[0].isalpha() and text.lower() not in NOT_FINITE
-    return [name for name in columns if 2 * words[name] > known[name]]
+    surplus = [0] * len(columns)  # number of cells of text minus number of other known cells
+    for _, cells in _rows(header, columns) if columns else ():
+        for place, cell in enumerate(cells):
+            surplus[place] += _kind(cell)
+    return [name for name, number in zip(columns, surplus, strict=True) if number > 0]
+
+
+def _kind(cell: str) -> int:
+    """Return 1 for a cell that begins with a letter, 0 for a missing value, and -1 for any other cell."""
+    text = cell.strip()
+    if text[:1].isdigit():  # most cells, so first
+        return -1
+    if is_gap(text) or is_missing_code(text):
+        return 0
+    return 1 if text[0].isalpha() and text.lower() not in NOT_FINITE else -1
 
 
 def _value(
