@@ -164,7 +164,11 @@ def load_features(network: nn.Module, weights: Mapping[str, Tensor], last: Colle
     missing = [name for name in own if name not in kept and not name.endswith("num_batches_tracked")]
     other = [name for name, value in kept.items() if name not in own or value.shape != own[name].shape]
     if missing or other:
-        found = f"without {len(missing)} of them ({missing[0]})" if missing else f"with {len(other)} unfit ({other[0]})"
+        found = (
+            f"without {len(missing)} of them ({missing[0]})"
+            if missing
+            else f"with {len(other)} of another name or shape ({other[0]})"
+        )
         raise UsageError(
             f"expected the {len(own)} weights of this network in {where}, got a file {found}; fix backbone.name or "
             "backbone.weights"
