@@ -21,13 +21,13 @@ from pyro_metabayes.seeding import task_noise
 class Guide(pyro_metabayes.Guide):
     """Gaussian posterior over the task weights w, fitted to the support set by K gradient steps from the prior.
 
-    q(w | support) = N(mu^K, diag(sigma^K)^2). Each step in (mu, log sigma) decreases, over the n support points,
+    q(w | support) = N(mu^K, diag(sigma^K)^2). The steps start at the mean mu^0 and the standard deviation sigma^0 of
+    the learned prior. Each step is a gradient step in (mu, log sigma) on the loss
 
-        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }.
+        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) },    n = number of support points.
 
-    (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. With a = eta / n, the step size is a
-    for log sigma and a / (1 + a inner_kl / (sigma^0)^2) for mu, i.e. the step on the KL is implicit. The outer loss is
-    the negative ELBO of the support and query labels together, plus the hyperprior term
+    The step size is eta for log sigma. For mu it is eta / (1 + eta inner_kl / (n (sigma^0)^2)), i.e. the step on the KL
+    is implicit. The outer loss is the negative ELBO of the support and query labels together, plus the hyperprior term
 
         -hyper_weight log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)].
 

@@ -30,8 +30,8 @@ class Guide(pyro_metabayes.Guide):
     Each round of Algorithm 1 computes, for the support points followed by the queries,
 
         Z = (I - alpha W)^-1 Y,    Y the labels of the support points and of the queries labelled so far (eq. 4 and 5),
-        P = transport plan nearest to Z^power, with the number of queries still to be labelled as total of each class,
-        l_i = mean loss of point i with the label argmax P_i, while a linear classifier is trained on all points.
+        P = transport plan nearest to Z^power; the total of a class is its number of queries still to be labelled,
+        l_i = loss of point i with the label argmax P_i, averaged over the training of a linear classifier.
 
     W is the graph of nearest neighbours, with edges of weight cosine^3. In each class, the `per_class` unlabelled
     queries with the smallest l_i then receive the label argmax P_i. Each class is assumed to have equally many queries.

@@ -22,15 +22,15 @@ class Guide(pyro_metabayes.Guide):
     The prior N(theta^0, Lambda^-1) is learned, with a diagonal Lambda. The posterior and the steps are
 
         q(w | support) = N(theta^K, (Lambda + GGN)^-1),
-        theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
+        theta^{k+1} = theta^k + a (1 + a Lambda)^-1 (grad_w log p(y_support | theta^k) - Lambda (theta^k - theta^0)),
 
     where a = eta / n for n support points. GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix at theta^K.
     J_i is the derivative of the outputs of support point i with respect to w. L_i is the Fisher information of the
     label of point i about the outputs.
 
     The step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. The entropy of q is -1/2 log
-    det(Lambda + GGN) up to a constant. This term of the ELBO is the correction of LLAMA with weight 1. Samples and
-    determinants factorise matrices of (points times outputs) rows.
+    det(Lambda + GGN) up to a constant. This term of the ELBO is the correction of LLAMA with weight 1. Sampling and
+    log det factorise a matrix with one row and column per support point and output.
 
     Args:
         num_steps: number of inner steps K.

@@ -48,8 +48,8 @@ class Guide(pyro_metabayes.Guide):
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
         scale: standard deviation sigma where s is 0.
-        encoder_penalty: weight, in nats per task, of the mean squared change of a draw of z by the adaptation. The
-            adapted z is treated as a constant.
+        encoder_penalty: weight, in nats per task, of the mean squared difference between a draw of z and the same z
+            after adaptation. The adapted z is treated as a constant.
 
     Raises:
         UsageError: a setting is out of range, or the model does not decode latents.

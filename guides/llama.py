@@ -29,8 +29,8 @@ class Guide(pyro_metabayes.Guide):
     The published loss is not a Laplace approximation of the evidence: its weight is not 1, and log p(theta^K | theta^0)
     is missing. For a Laplace approximation use `guide=laplace`.
 
-    The correction is the log density of q at theta^K in objective=elbo, objective=importance_weighted and Pyro's SVI.
-    objective=monte_carlo ignores the correction.
+    The training posterior has the correction as its log density at theta^K. So objective=elbo,
+    objective=importance_weighted and Pyro's SVI add it to the loss. objective=monte_carlo ignores the correction.
 
     Args:
         weight: weight of the correction 1/2 log det H; 1e-6 as published.

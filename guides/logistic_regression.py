@@ -33,8 +33,8 @@ class Guide(pyro_metabayes.Guide):
 
     The sum is over the support points. w_c = (v_c, b_c) are the direction and the offset of class c. s is the scale of
     the head. Lambda is diagonal. Training learns the prior from the loss on the query set. Newton's method with a line
-    search finds theta. Gradients flow through the last step only, which is exact at the maximum by the implicit
-    function theorem.
+    search finds theta. Training differentiates the last Newton step only. At the maximum this gives the exact gradient
+    (implicit function theorem).
 
     Args:
         posterior: the family of q.
@@ -93,7 +93,7 @@ class _Newton:
         return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
 
     def _step(self, a: Tensor) -> Tensor:
-        """Return a after a full Newton step, b - E K b + E R (sum_c E_c)^-1 R^T E K b (symbols of algorithm 3.3)."""
+        """Return the coefficients after a full step: b - E K b + E R (sum_c E_c)^-1 R^T E K b (algorithm 3.3)."""
         smoothed = self._smoothed(a)
         p = (self.offset + smoothed).softmax(-1) * self.mask
         b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p
@@ -107,14 +107,14 @@ class _Newton:
         return b - c.mT + (e @ common).squeeze(-1).mT
 
     def _longest(self, a: Tensor, full: Tensor) -> Tensor:
-        """Return a + t (full - a). Of t = 1, 1/2, ..., 1/32, each task takes t with the largest log posterior."""
+        """Return a + t (full - a). Each task takes the t in {1, 1/2, ..., 1/32} with the largest log posterior."""
         lengths = SHORTER ** torch.arange(CANDIDATES, dtype=a.dtype, device=a.device)
         candidates = a + lengths.view(-1, 1, 1, 1) * (full - a)
         best = self._log_posterior(candidates).argmax(0)  # [T]
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """Return the log posterior sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c + constant of logits f, in nats."""
+        """Return sum_i log p(y_i | logits_i) - 1/2 sum_c a_c^T K_c a_c: the log posterior up to a constant, in nats."""
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

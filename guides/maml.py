@@ -21,7 +21,7 @@ class Guide(pyro_metabayes.Guide):
 
     q(w | support) = delta(theta^K). Each step of size eta uses the n support points (x_i, y_i):
 
-        theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k).
+        theta^{k+1} = theta^k + eta grad_w (1/n) sum_i log p(y_i | x_i, theta^k).
 
     With a flat prior the negative ELBO is the loss of MAML, -log p(y_query | theta^K). With model=neural_regression, w
     holds all weights of a network. With model=few_shot_classifier, w holds the weights of the head on frozen features.

@@ -35,8 +35,8 @@ class Guide(pyro_metabayes.Guide):
     points (x_i, y_ik).
 
     Training adds the negative ELBO of a random subset of the points of each group, with a uniformly distributed size.
-    Without subsets, groups with equal inputs would determine only sums over points. The term trains only B, c, f and g,
-    by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
+    Without subsets, groups with equal inputs would train the sums over points, but not each b_i and u_i. The term
+    trains only B, c, f, g, by the path derivative. (Conjugate potentials: Johnson et al., arXiv 1603.06277.)
 
     Args:
         num_features: number of features of an input x.

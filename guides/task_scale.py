@@ -35,9 +35,9 @@ class Guide(pyro_metabayes.Guide):
         q(log tau, w) = N(log tau; mu, sigma^2) p(w | tau, labels)
 
     mu and sigma^2 are the mean and the variance of log tau under p(log tau | labels). Both are computed by
-    Gauss-Hermite quadrature (Golub and Welsch 1969). The nodes belong to the prior of log tau, and p(labels | tau)
-    weights them. Apart from the quadrature, only the normal form of q(log tau) is an approximation. Training uses the
-    labels that `model.observe` names. Predictions use the labels of the support set.
+    Gauss-Hermite quadrature with respect to the prior of log tau (Golub and Welsch 1969): the weight of each node is
+    multiplied by p(labels | tau) at the node. Apart from the quadrature, only the normal form of q(log tau) is an
+    approximation. Training uses the labels that `model.observe` names. Predictions use the labels of the support set.
 
     Args:
         num_nodes: number of quadrature nodes.

@@ -80,11 +80,11 @@ class Model(pyro_metabayes.Model):
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Return a bound on the largest minus the smallest cross-entropy of a point, in nats; None if unknown."""
+        """Return an upper bound on the range (maximum - minimum) of the cross-entropy of a point, in nats, or None."""
         return self.head.loss_range(observed.num_classes) if self.canonical else None
 
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
-        """Compute the log density log p(x_i | w) of N features in T tasks [..., T, N] (`parts/feature_density.py`).
+        """Compute log p(x_i | w) of N feature vectors x_i in each of T tasks [..., T, N] (`parts/feature_density.py`).
 
         The result is None if the head has no such density, or if a subclass overrides outputs or likelihood.
         """

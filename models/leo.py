@@ -157,7 +157,7 @@ class Model(pyro_metabayes.Model):
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """Decode codes z to weights mu(z) + sigma(z) noise, or mu(z) if noise is None; mu and sigma are a network."""
+        """Decode codes z to weights mu(z) + sigma(z) noise, or mu(z) if noise is None. The decoder gives mu, sigma."""
         mean, raw = self.decoder(z).chunk(2, dim=-1)
         return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
 

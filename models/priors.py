@@ -34,13 +34,13 @@ class Flat(Prior):
 class Gaussian(Prior):
     """Diagonal Gaussian prior p_psi(w_c) = N(loc, diag(scale^2)) over the weights w_c of class c.
 
-    loc [W] and scale [W] are learned (empirical Bayes). All tasks share them, and all classes, whose order is random.
+    loc [W] and scale [W] are learned (empirical Bayes). All tasks and all classes share them.
 
     Args:
         num_weights: W, the number of weights per class.
         loc: mean of every weight before training.
         scale: standard deviation of every weight before training.
-        learn_scale: whether scale is learned; false for a point estimate (MAP), whose loss would have no lower bound.
+        learn_scale: whether scale is learned. False for a point estimate (MAP), since a scale near 0 would be optimal.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1, learn_scale: bool = True) -> None:

@@ -114,7 +114,7 @@ class Episodes(Observed):
     def pooled(self) -> Observed:
         """Return the tasks with all labelled points, support and query, as support set.
 
-        The guide savi (semi-amortised variational inference) computes its training posterior from these tasks.
+        The guide savi (shared amortized variational inference) computes its training posterior from these tasks.
         """
         return replace(
             self.observed(),

@@ -61,7 +61,7 @@ def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of data=groups that centre predictors only if data.centre=true, as in version 0.1."""
+    """Return settings of data=groups that reproduce version 0.1, which centred predictors only if data.centre=true."""
     if data.get("_target_") not in _GROUPS or data.get("centre") is True:
         return {}
     return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}

@@ -195,7 +195,7 @@ def test_what_needs_all_features_at_once_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "given", arrays())
     lwof = ("model=lwof", "guide=proto", "pretrain.holdout_per_class=4")
     outcome = call("run", *lwof, "data=features", f"data.path={folder}", f"hydra.run.dir={tmp_path / 'run'}")
-    assert "expected features in memory for this model, got a folder" in outcome.error
+    assert "expected features in memory, since a setting needs the whole data set, got a folder" in outcome.error
 
 
 def test_the_fingerprint_tells_files_apart(tmp_path: Path) -> None:

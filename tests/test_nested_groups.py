@@ -231,8 +231,8 @@ def test_another_file_is_read_with_the_size_of_the_training(run: Path, monkeypat
 def test_names_that_repeat_are_noted(tmp_path: Path) -> None:
     notes = loaded(table(tmp_path)).notes
     assert notes == [
-        "29 groups 'class' in 10 groups 'school', at most 4 in one. Equal names in different ones count as different "
-        "groups; crossed groups are not supported"
+        "29 groups 'class' in 10 groups 'school', at most 4 in one. Equal names in different larger groups count as "
+        "different groups; crossed groups are not supported"
     ]
 
 

@@ -132,7 +132,7 @@ def test_weights_are_read_in_each_form(library: str, form: str) -> None:
         ),
         (
             lambda library: saved(library, lambda state: {**state, "layer9.weight": torch.zeros(1)}),
-            r"got a file with 1 others \(layer9.weight\); fix backbone.name",
+            r"got a file with 1 of another name or shape \(layer9.weight\); fix backbone.name",
         ),
         (
             lambda library: saved(library, lambda state: {"a": 1}),

@@ -165,7 +165,9 @@ def load_features(network: nn.Module, weights: Mapping[str, Tensor], last: Colle
     other = [name for name, value in kept.items() if name not in own or value.shape != own[name].shape]
     if missing or other:
         found = (
-            f"without {len(missing)} of them ({missing[0]})" if missing else f"with {len(other)} others ({other[0]})"
+            f"without {len(missing)} of them ({missing[0]})"
+            if missing
+            else f"with {len(other)} of another name or shape ({other[0]})"
         )
         raise UsageError(
             f"expected the {len(own)} weights of this network in {where}, got a file {found}; fix backbone.name or "

@@ -60,7 +60,10 @@ class Head(Recorded, nn.Module):
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
-        """Return a bound on the largest minus the smallest cross-entropy of a point, in nats; None: unbounded."""
+        """Return an upper bound on the range (maximum - minimum) of the cross-entropy of a point, in nats.
+
+        None: the range is unbounded.
+        """
         return None
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:

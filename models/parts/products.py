@@ -10,8 +10,8 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """Compute the products w_c . x_i of weights of C classes [..., T, C, D] and N points [T, N, D] of T tasks.
 
     D is the number of features. The axes of samples are merged with the class axis, so that each task is one matrix
-    product. The product is class-major (w @ x^T). The query-major product is a little faster, but its gradient costs
-    five times as much.
+    product. With gradients the product is class-major (w @ x^T). The query-major product (x @ w^T) is a little faster,
+    but its gradient costs five times as much.
 
     Returns:
         Tensor [..., T, C, N].

@@ -16,7 +16,7 @@ from pyro_metabayes.prediction.scale import SHORTEST
 
 
 class Coordinates:
-    """Coordinates of points whose inner products with the M support points X are a given kernel k:
+    """Coordinates of points, such that inner products with the coordinates of the M support points X equal a kernel k:
 
         k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j).
 

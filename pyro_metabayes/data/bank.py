@@ -70,8 +70,8 @@ class Bank(FromUsers):
         """All M inputs, of shape *X each: [M, *X]. Inputs that stay in a file or dataset raise a UsageError."""
         if not isinstance(self.inputs, Tensor):
             raise UsageError(
-                "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
-                "use an .npz or .safetensors file, or a model that only draws tasks"
+                "expected features in memory, since a setting needs the whole data set, got a folder or dataset whose "
+                "rows are read one by one; use an .npz or .safetensors file, or settings that only draw tasks"
             )
         return self.inputs
 

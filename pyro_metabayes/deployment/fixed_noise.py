@@ -65,7 +65,7 @@ class RepeatedNoise(TorchFunctionMode):
         return {}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Do nothing, since the record has the draws after a restored state in the same order."""
+        """Do nothing: the recorded draws are returned in their order, also after a restored state."""
 
 
 def _equal(states: Mapping[torch.device, Tensor], others: Mapping[torch.device, Tensor]) -> bool:

@@ -4,7 +4,7 @@
     approximation gap  = log p(y) - ELBO(q*)
     amortization gap   = ELBO(q*) - ELBO(q)
 
-where q* is the member of the variational family of q with the largest ELBO of the single task.
+where q* is the member of the variational family of q that maximises the ELBO of the task.
 (Cremer, Li and Duvenaud 2018, arXiv 1801.03558.)
 """
 

@@ -65,8 +65,8 @@ def evaluate(
         seed: seed of all draws of w.
         progress: whether to show a progress bar.
         truth: the exact posterior of simulated tasks; None: unknown. A known posterior adds oracle_mse, the mse of the
-            exact posterior mean, and the metrics of `against_truth`. They are None if model and simulator have
-            different latents.
+            exact posterior mean, and the metrics of `against_truth`. These metrics are None if model and simulator
+            have different latents.
         doubled: the same tasks with twice the queries, for the information bounds (settings.information).
         validation: tasks of validation classes, for the fit of the temperature (settings.temperature). An endless
             stream contributes its first 300 tasks.

@@ -174,7 +174,7 @@ def _score_batch(
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """Return the exact posterior of simulated tasks; None if it is unknown or not of the model's w."""
+    """Return the exact posterior of simulated tasks; None if unknown, or if w has another shape in the model."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 

@@ -35,7 +35,10 @@ class EffectStructure:
 
     @property
     def pattern(self) -> Tensor:
-        """[R, R], the number of the parameter that an element of L equals, from 1; 0 for elements that are 0."""
+        """Matrix [R, R] of the parameters in L: entry k > 0 means that this element of L equals parameter k.
+
+        Entry 0 means that the element of L is 0.
+        """
         size = self.num_own
         free = torch.eye(size) if self.diagonal else torch.ones(size, size).tril()
         own = free.flatten().cumsum(0).view(size, size) * free

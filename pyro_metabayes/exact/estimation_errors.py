@@ -164,8 +164,8 @@ def standard_errors(
 ) -> Tensor:
     """Compute standard errors of functions of the covariance of effects and of the noise sd, by the delta method.
 
-    With C the inverse of the observed information of psi and J the Jacobian of the function, they are the roots of the
-    diagonal of J C J^T.
+    The standard errors are the roots of the diagonal of J C J^T. C is the inverse of the observed information of psi,
+    and J is the Jacobian of the function.
 
     Args:
         groups: groups as tasks, with all points as queries and one number per label.

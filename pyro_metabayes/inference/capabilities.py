@@ -102,7 +102,7 @@ class StartsAtEstimates(Protocol):
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """Capability of a model with its own input of inner loops on the queries, instead of the query logits."""
+    """Capability of a model that replaces the query logits as the input of inner loops on the queries."""
 
     def num_seen(self, num_classes: int) -> int:
         """Return the number V of values per query in `query_view`, for tasks of num_classes classes."""

@@ -14,7 +14,7 @@ LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is
 class OrderedNet(nn.Module):
     """The published synthetic-gradient network xi, on the C logits of a query in class order.
 
-    The layers are two times Linear-ReLU-norm of width 8 C, and Linear.
+    The layers are Linear-ReLU-norm of width 8 C, the same again, and Linear.
 
     Args:
         num_classes: number of classes C.

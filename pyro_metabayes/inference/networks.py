@@ -43,13 +43,13 @@ def half_square(network: nn.Module) -> Tensor:
 
 
 def mean_of_points(values: Tensor, mask: Tensor) -> Tensor:
-    """Average values [..., N, H] over the unmasked of N points (mask [..., N]); 0 if all points are masked."""
+    """Average values [..., N, H] of N points over the unmasked points (mask [..., N]); 0 if all are masked."""
     kept = mask.unsqueeze(-1).to(values.dtype)
     return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
 
 
 def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
-    """Compute the relation network mean_j g(h_i, h_j) of every point i, over the unmasked points j of the task.
+    """Compute mean_j g(h_i, h_j) of every point i, for a relation network g. The mean is over unmasked points j.
 
     Args:
         relation: the network g, from two concatenated codes [..., 2 Z] to H values.

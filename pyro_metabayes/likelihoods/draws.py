@@ -23,7 +23,7 @@ from pyro_metabayes.prediction.moments import draws_of
 
 @runtime_checkable
 class FixesWeights(Protocol):
-    """Interface of a model that does all computations on w alone only once, for many inputs x."""
+    """Interface of a model that does the computations that depend only on w once, for many inputs x."""
 
     def outputs_at(self, w: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the function from inputs x [T, N, *X] to outputs(w, x). The function can be pickled.
@@ -126,7 +126,7 @@ class Draws:
     def logits(self, observed: Observed) -> Tensor:
         """Compute log p(y = c | x_query, w_l) [L, T, Q, C] of every class c, in nats, up to a term without c.
 
-        A Categorical would compute this term, which no probability needs.
+        The term is left out, since class probabilities do not depend on it.
 
         Args:
             observed: T tasks with Q queries each and features as inputs.

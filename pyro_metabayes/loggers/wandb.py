@@ -59,6 +59,6 @@ class WandB:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return the message of a wandb error without the sentences on the login, which the UsageError contains."""
+    """Return the message of a wandb error without sentences on the login; the UsageError says how to log in."""
     sentences = " ".join(str(error).split()).removesuffix(".").split(". ")
     return ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if "login" not in sentence)])

@@ -32,7 +32,7 @@ def unit_length(x: Tensor) -> Tensor:
     """Scale each vector of x [..., D] to unit length; a vector of zeros stays zero.
 
     On a CPU the lengths are read first: for vectors of usual length one division gives the same digits as `bounded`
-    and `normalize`. A traced program cannot read them, and on other devices the host would have to wait.
+    and `normalize`. A traced program cannot read the lengths, and on other devices the host would have to wait.
 
     Args:
         x: vectors of D numbers, of a floating-point type.
@@ -47,7 +47,7 @@ def unit_length(x: Tensor) -> Tensor:
 def unit_scaled(name: str, x: Tensor) -> Tensor:
     """Rescale each row of features [N, D] in float64 to a range that float32 represents.
 
-    It serves backbones that ignore the scale of a row, such as normalisation to unit length.
+    This is for backbones whose features do not depend on the scale of a row (`Backbone.scale_invariant`).
 
     Args:
         name: name of the argument, for the message.

@@ -62,5 +62,5 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
         reasons["check_methods_sample_order_invariance"] = order
     if learner.guide.transductive:
         reasons["check_methods_subset_invariance"] = "predictions of a transductive guide depend on the whole query set"
-    reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
+    reasons["check_estimators_overwrite_params"] = "joblib.hash gives different values for a torch tensor and its copy"
     return reasons

@@ -60,7 +60,7 @@ def cached_bank(
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
         _cache_features(features, name, backbone, bank, settings, device)
-    with expecting(f"features of the bank in {features} (without the file they are computed again)"):
+    with expecting(f"features of the bank in {features} (if you delete the file, they are computed again)"):
         return _with_features(bank, **checkpoint.load(features))
 
 

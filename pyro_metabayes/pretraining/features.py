@@ -80,7 +80,7 @@ def pretrain(
     path = weights_path(name, specification, bank, settings)
     if not path.exists():
         _cache_weights(path, name, backbone, bank, settings, device)
-    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained again)"):
+    with expecting(f"the weights of a pretrained backbone in {path} (if you delete the file, it is pretrained again)"):
         state = checkpoint.load(path)
         backbone.load_state_dict(state["weights"])
         curve, classes = list(state["curve"]), state.get("classes", {}).get("weight")
@@ -112,7 +112,7 @@ def _train(
     with seeded(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
-            with expecting(f"an unfinished pretraining in {unfinished} (without the file it starts again)"):
+            with expecting(f"an unfinished pretraining in {unfinished} (if you delete the file, it starts again)"):
                 training.load(checkpoint.load(unfinished))
             print(f"pretraining of {name} continues after epoch {training.epoch} of {settings.epochs}")
         else:

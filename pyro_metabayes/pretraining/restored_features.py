@@ -45,7 +45,7 @@ def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
     """Return whether the file of a cached pretraining exists and has the weights of this backbone."""
     if not path.exists():
         return False
-    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained again)"):
+    with expecting(f"the weights of a pretrained backbone in {path} (if you delete the file, it is pretrained again)"):
         saved, weights = checkpoint.load(path)["weights"], backbone.state_dict()
         return saved.keys() == weights.keys() and all(
             torch.equal(saved[name], value.cpu()) for name, value in weights.items()

@@ -78,9 +78,9 @@ def _scalar(dtype: _Type, content: Any) -> Any:
 
 
 def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement of `bytes` or `bytearray` that accepts only content.
+    """Return a replacement of `bytes` or `bytearray` that accepts content, but no number.
 
-    It refuses a number n, for which bytes(n) and bytearray(n) allocate n zeros.
+    bytes(n) and bytearray(n) allocate n zeros.
     """
 
     def convert(content: Any = b"", *encoding: str) -> Any:
@@ -92,10 +92,7 @@ def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode text in latin1.
-
-    It replaces codecs.encode, which some pickles of bytes call.
-    """
+    """Encode text in latin1 (replacement of codecs.encode, which some pickles of bytes call)."""
     if encoding != "latin1":
         raise ForbiddenName(f"text in the encoding {encoding!r}")
     return text.encode("latin1")

@@ -134,7 +134,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Raise a ValueError if an array header claims more bytes than the file has; numpy would allocate them."""
+    """Raise a ValueError if an array header claims more bytes than the file has. numpy would allocate all of them."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -175,7 +175,7 @@ def _description(
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
-    """Return the stream of training tasks, and the number of tasks (or of whole batches in the stream) per batch."""
+    """Return the stream of training tasks, and how many items of it form a batch: tasks, or whole batches."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size

@@ -14,8 +14,8 @@ RIDGE = 1e-4  # ridge of the regression, for features of unit length
 def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """Compute the smallest weights w_c = (v_c, b_c) with v_c . x_i + b_c = scores_ic at the unmasked points x_i.
 
-    The method is kernel ridge regression with a small ridge. Up to D + 1 points, the classifier reproduces the scores.
-    For more points, the result is a least-squares fit.
+    The method is kernel ridge regression with a small ridge. For up to D + 1 points, the classifier reproduces the
+    scores. For more points, the result is a least-squares fit.
 
     Args:
         head: the linear head that combines directions v and offsets b to weights.

@@ -23,13 +23,14 @@ def class_term(
     num_iterations: int = 100,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Compute the class term b, of mean 0 over the classes, with mean predictions equal to given class shares.
+    """Compute the class term b for which the mean prediction of the queries equals given class shares.
 
         equation:  (1/Q) sum_i softmax(logits_i + b)_c = shares_c
         iteration: b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b)
 
-    The probabilities softmax(logits + b) are a transport plan with one unit per query and Q shares_c units per class.
-    The gradient of b follows from the equation (implicit function theorem), not from the iterations.
+    b has mean 0 over the classes. The probabilities softmax(logits + b) are a transport plan with one unit per query
+    and Q shares_c units per class. The gradient of b follows from the equation (implicit function theorem), not from
+    the iterations.
 
     Args:
         logits: [..., T, Q, C], logits of C classes for Q queries of T tasks.

@@ -17,7 +17,7 @@ SWAPPED = "; X and y seem to be swapped, so call fit(X, y) with the labels secon
 
 @contextmanager
 def explaining(X: Any, y: Any = None) -> Iterator[None]:
-    """Raise errors of scikit-learn's checks with a line that says what was expected, what was given and what to do.
+    """Replace the message of errors from scikit-learn's checks by one line: what was expected, given and what to do.
 
     A ValueError becomes a UsageError. A TypeError remains a TypeError, as scikit-learn's `check_estimator` requires.
 

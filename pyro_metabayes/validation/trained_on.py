@@ -86,8 +86,8 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
         guide: the guide; there is no warning for inductive guides.
         trained_on: the range of the training tasks of the guide; None: not recorded, so there is no warning.
         data: the tasks on which the guide is used.
-        level: `stacklevel` of the warning: the number of calls up to the line of code that the warning names. With 4 it
-            is the caller of a function with the decorator torch.no_grad that calls this function.
+        level: `stacklevel` of the warning, which selects the line of code that the warning names. 4 is right if this
+            function is called by a function f with the decorator torch.no_grad: the warning names the caller of f.
     """
     if trained_on is None or not guide.transductive:
         return

@@ -76,8 +76,8 @@ def check_values(data: Observed, model: object) -> None:
 
     Args:
         data: the tasks, whose values are read on the host.
-        model: the model. If it also predicts base classes of the training, queries may have their labels, which follow
-            after the classes of the task.
+        model: the model. If it also predicts base classes (classes of the training), query labels may be base classes.
+            With C classes per task, the base classes have the labels C, C + 1, ...
 
     Raises:
         UsageError: a class is out of range, or a number is not finite.

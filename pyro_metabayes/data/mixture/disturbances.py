@@ -45,8 +45,8 @@ def with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
 def mix_points(episodes: Episodes, generator: Generator) -> None:
     """Mix up to a quarter of the points of each task with other points of the task, in place.
 
-    Such points are ambiguous, like a photograph that shows two things. Mixing weights are up to 1: some points become
-    copies of a point that may belong to another class.
+    Such points are ambiguous, like a photograph that shows two things. The weight of the other point is 0.3 to 1. With
+    a weight near 1, a point becomes a copy of the other point, which may belong to another class.
     """
     x = torch.cat((episodes.support_x, episodes.query_x), 1)
     tasks, number = x.shape[:2]

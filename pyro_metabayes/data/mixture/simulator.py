@@ -20,9 +20,9 @@ class FeatureSimulator:
     where
         m: class means, with a power-law spectrum. In half of the calls there is a hierarchy of superclasses.
         d: centre of a random sub-cluster k_i of the class in an eighth of the calls, else 0.
-        e: noise with a power-law spectrum. The axes of the noise are those of the means, random, or specific to the
-            class.
-        r: random factor that makes the tails of the noise heavy.
+        e: noise with a power-law spectrum. The order of its variances is that of the means, or partly random. In three
+            of ten calls, the variances also differ between classes.
+        r: random factor of the point and of its class, which makes the tails of the noise heavy.
 
     In three of ten calls, x then passes through a random ReLU layer. In the other calls, x may be shifted by an offset
     and rectified. The squared length of m is a random multiple of 1 / sqrt(effective dimension of e). Tasks thus range
@@ -98,7 +98,7 @@ class FeatureSimulator:
         return values / values.sum()
 
     def _aligned(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum unchanged, or with variances that are a mix of the spectrum and a random permutation."""
+        """Return the spectrum unchanged, or in an order between the given order and a random order."""
         if self._chance(0.4):
             return spectrum
         share, place = self._uniform(0.0, 1.0), torch.arange(len(spectrum))

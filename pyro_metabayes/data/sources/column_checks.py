@@ -76,7 +76,8 @@ def refuse_far_from_zero(
 ) -> None:
     """Raise a UsageError for group-specific slopes without intercepts if the mean of the column is far from 0.
 
-    Without intercepts the lines of all groups meet at 0, far from the data. `setting` names them, for messages.
+    Without intercepts the lines of all groups meet at 0, far from the data. `setting` is the setting that lists the
+    slopes, for messages.
     """
     as_list = f"set data.random=[{','.join((INTERCEPT, *random))}]"
     remedy = as_list if setting == "data.random" else "write (1 + ... | group) in place of (0 + ... | group)"

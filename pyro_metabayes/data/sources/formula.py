@@ -89,7 +89,7 @@ def terms_of(text: str, formula: str) -> Terms:
 
 
 def _effect(text: str, terms: Terms) -> str:
-    """Return the column that a part of a product a:b names. For factor(x) it is x, which joins terms.factors."""
+    """Return the column that a part of a product a:b names. For factor(x), return x and add x to terms.factors."""
     call = CALL.fullmatch(text)
     if call and call[1] in FACTOR:
         terms.factors.append(_column(call[2], "factor"))

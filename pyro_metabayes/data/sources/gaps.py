@@ -51,7 +51,7 @@ def lacking_of(
     """Return names and cells of the columns in which a row has no value.
 
     Args:
-        key: the name of the group. An empty name is a missing value; with missing="drop", NA and null are too.
+        key: the name of the group. An empty name is a missing value. With missing="drop", so are NA and null.
         cells: the other cells of the row.
         keys: name of the column of groups.
         numbers: names of the columns of the other cells.

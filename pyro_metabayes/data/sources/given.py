@@ -53,7 +53,7 @@ class BatchStream:
     Args:
         batches: a function of the number of the batch, 0, 1, ..., or an iterable. An iterable that ends is read again
             from its start.
-        kept: number of the last batches of an iterable that are kept in memory and can be requested again.
+        kept: how many of the last batches of an iterable stay in memory and can be requested again.
     """
 
     def __init__(self, batches: Batches, kept: int) -> None:

@@ -71,10 +71,10 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
-        """Counts for constructors of models, by name.
+        """Counts for constructors of models, by name. All counts except num_weights are left out if they are 0.
 
-        num_weights: number of group-specific weights. Missing if 0 are row_weights, which is 1 if rows have weights;
-        row_offsets, which is 1 if x has a column of offsets; and num_inner.
+        num_weights: number of group-specific weights. num_inner: as in `Groups`. row_weights: 1 if rows have weights.
+        row_offsets: 1 if x has a column of offsets.
         """
         offset = self.roles.offset is not None and self.family != "gaussian"
         beside = {"row_weights": int(self.weighted), "row_offsets": int(offset), "num_inner": self.num_inner}

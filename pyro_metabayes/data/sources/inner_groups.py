@@ -67,11 +67,11 @@ def check_inner(rows: Rows, learned: Tensor, roles: Roles, family: str) -> list[
             "each; name the larger groups first, or name one column"
         )
     shared = len({name for _, name in pairs}) < len(pairs)
-    repeat = ". Equal names in different ones count as different groups; crossed groups are not supported"
+    repeat = ". Equal names in different larger groups count as different groups; crossed groups are not supported"
     if max(pairs.values()) == 1:
         raise UsageError(
-            f"expected several rows for one value of '{roles.inner}' for {columns}, got one for each, which the noise "
-            f"already describes; name only '{roles.group}' in {setting}{repeat if shared else ''}"
+            f"expected several rows for one value of '{roles.inner}' for {columns}, got one row for each, so that "
+            f"intercepts cannot be told from noise; name only '{roles.group}' in {setting}{repeat if shared else ''}"
         )
     return [
         f"{len(pairs)} groups '{roles.inner}' in {len(names)} groups '{roles.group}', at most {largest} in one"

@@ -66,7 +66,7 @@ def parts_of(name: Name) -> list[Name]:
 def term_of(name: Name, header: Header, setting: str) -> tuple[str, ...]:
     """Return the columns of the file that are multiplied in the predictor `name`: several for "a:b", else one.
 
-    `setting` names the predictor, for messages.
+    `setting` is the setting in which the user named the predictor, for messages.
     """
     names = [name] if matching(name, header.names) else parts_of(name)
     return tuple(header.name_of(part, setting) for part in names)

@@ -29,7 +29,7 @@ class Reading:
         decimal: decimal separator, "point" or "comma".
         levels: levels of each column of text; None: the levels of the file. A cell becomes the index of a level.
         optional: columns of numbers in which a missing value becomes NaN.
-        predictors: columns of which the settings may say that they are text, for messages.
+        predictors: columns that data.factors may declare as text, for messages.
     """
 
     missing: str = "refuse"

@@ -36,7 +36,7 @@ class DatasetRows:
     Args:
         dataset: items (input, label); all inputs are tensors or arrays of the same shape.
         order: [M], the index of the item in each row.
-        labels: the expected label of every item, with which the label is compared when the item is read.
+        labels: the expected label of every item, for a check when the item is read.
 
     Raises:
         UsageError: inputs are not tensors of real numbers, inputs differ in shape, or an item has another label than

@@ -14,17 +14,18 @@ SCALE = 10.0  # of the cosines in the predictions of left-out points, as in the 
 
 
 def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-    """Compute 4 statistics of each task from predictions of left-out support points, each of the order of 1.
+    """Compute 4 statistics of each task from predictions of left-out support points.
 
-    The class probabilities of a point are softmax(10 cosines with the class means), where the mean of its own class is
-    that of the other points. Points that are the only ones of their class do not count. The statistics are
+    Each support point is left out once: the mean of its class is computed from the other points of the class. The
+    class probabilities of the point are softmax(10 cosines with the class means). A point that is alone in its class
+    is not counted. The statistics are
 
         skill: (a - 1/C) / (1 - 1/C), where a is the accuracy for C classes
         log-likelihood of the labels relative to guessing: 1 + mean(log p_y) / log(C)
-        difference between the cosine with the own class mean and the largest other cosine
-        share of the support points that count
+        margin: 5 mean(cosine with the mean of the own class - largest other cosine)
+        share of the support points that are counted
 
-    All are 0 for a task where no point counts.
+    All are 0 for a task where no point is counted.
 
     Args:
         x: [T, S, D], support points of unit length.
@@ -41,16 +42,16 @@ def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     fit = (labels * (SCALE * cosines).log_softmax(-1)).sum(-1)
     skill = ((own > other).to(own.dtype) * way - 1) / (way - 1)
     values = torch.stack((skill, 1 + fit / math.log(way), 5 * (own - other)), -1)
-    counts = (labels * (number > 1)).sum(-1, keepdim=True)  # [T, S, 1], 1 for points that count
+    counts = (labels * (number > 1)).sum(-1, keepdim=True)  # [T, S, 1], 1 for points that are counted
     total = counts.sum(1)
     share = total / labels.sum((1, 2)).clamp(min=1).unsqueeze(-1)
     return torch.cat(((values * counts).sum(1) / total.clamp(min=1), share), -1)
 
 
 def _left_out_cosines(x: Tensor, own: Tensor, means: Tensor) -> Tensor:
-    """Compute the cosines [T, S, C] of support points with class means that do not contain them.
+    """Compute the cosines [T, S, C] of each support point with the class means, computed without this point.
 
-    For a point x of class c with n points, the mean of the others has the direction of m_c - x / n.
+    If class c has n points and x is one of them, the mean of the others has the direction of m_c - x / n.
 
     Args:
         x: [T, S, D], support points.

@@ -34,20 +34,20 @@ class Directions(NamedTuple):
 class AmortizedSteps(nn.Module):
     """Refinement of class means by K learned steps on the queries x_i.
 
-    The steps compute in the precision of the parameters of this module, which may be less than that of the features.
-    They start at the class means m^0 of the support set. One step is
+    The class means start at those of the support set, m^0. One step is
 
-        z_i, g_i = E-step network(inputs of query i; statistics of the task)
+        z_i, g_i = E-step network(`_channels` of query i; statistics of the task)
         m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic)
 
     where z_i is the soft assignment of query i to the C classes, g_i in (0, 1) the weight of query i, and n_c the
-    number of support points of class c. The logits are
+    number of support points of class c. The logits after the last step are
 
         s cos(m_c, x_i) + beta log(C pi_c) + b_c
 
-    where pi is the mean of the z_i, and b = 0. In tasks that are known to be balanced, the term with pi is omitted, and
-    b is Sinkhorn's projection to equal class shares. kappa, rho, beta and s are learned functions of the statistics of
-    the task.
+    where pi is the mean of the z_i, and b = 0. If the queries are known to be balanced, the term with pi is omitted,
+    and b is the term that makes the class shares of the queries equal (`sinkhorn.class_term`). kappa, rho, beta and s
+    are learned functions of the statistics of the task. s also depends on the last assignments and their change. The
+    steps compute in the precision of the parameters of this module, which may be less than that of the features.
 
     Args:
         width: number of hidden channels of the E-step network (`AssignmentNetwork`).
