@@ -841,8 +841,8 @@ def test_a_finished_run_with_more_steps_replaces_its_results(schedule: str, fini
     outcome = ran("run", "resume=run", "train.steps=5", f"train.schedule={schedule}")
     assert results_of(Path("run"))["steps"] == 5 and not Path("run/evaluations").exists()
     note = (
-        "note: the first steps had the learning rates of a cosine schedule over 2 steps, the others those of one over "
-        "5; a new run with train.steps=5 gives another result\n"
+        "note: the learning rates followed a cosine schedule over 2 steps, and one over 5 steps after the run was "
+        "resumed; a new run with train.steps=5 gives another result\n"
     )
     assert outcome.err == (note if schedule == "cosine" else "")
 
