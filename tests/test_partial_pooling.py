@@ -249,7 +249,7 @@ def test_a_wide_table_is_printed_as_tables_that_fit_a_page() -> None:
 def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert (
-        "expected samples >= 4, warmup and splits >= 1, got samples=2, warmup="
+        "expected samples >= 4, warmup >= 1 and splits >= 1, got samples=2, warmup="
         in call("partial_pooling", "samples=2").error
     )
     assert not any(tmp_path.iterdir())
@@ -257,7 +257,7 @@ def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 NESTED = "data=groups data.path=t.csv data.group=[school,class] data.response=score prior=nested"
 REFUSED = {
-    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups), of which ",
+    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups); name ",
     "data=sinusoid": "expected a run on data=groups, got data=sinusoid; give another run",
 }
 
