@@ -1,4 +1,4 @@
-"""The commands, called as a shell would: `python -m experiments.NAME`, in this process or one of its own."""
+"""Calls `python -m experiments.NAME` as a shell does, in this process or in a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of studies as configurations, composed as a run does it and without a run."""
+"""Composes the configurations of rows of studies, without runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every test finds: one thread, a fixed seed, validation on, and a cache of its own."""
+"""Fixtures of all tests: one thread, a fixed seed, Pyro's validation on, and a cache that only the tests use."""
 
 from __future__ import annotations
 

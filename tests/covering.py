@@ -1,7 +1,7 @@
-"""Few of many pairs that between them have everything: for tests that cost too much to be run for all.
+"""Selects a few of many pairs that together cover every part and setting. A pair is a guide with other parts.
 
-The cheap half of such a test runs for every pair, the dear one for these; `covering_first` marks the rest slow, so that
-`pytest -m slow` runs them.
+Slow tests run for the selected pairs only. `covering_first` marks all other pairs slow, so that `pytest -m slow` runs
+them.
 """
 
 from __future__ import annotations

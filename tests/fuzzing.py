@@ -1,4 +1,4 @@
-"""Valid files of every format that is read, the loader of each, and the ways in which files are made wrong."""
+"""Valid files of every format that the package reads, the loader of each, and functions that damage files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""python tests/installed.py FOLDER RUN: is an installed wheel whole? `make wheel` runs it where the wheel is installed.
+"""python tests/installed.py FOLDER RUN: check an installed wheel. `make wheel` runs this where the wheel is installed.
 
-FOLDER is emptied and used for what is tried; RUN is the folder of a run of an earlier version.
+FOLDER is emptied, and the checks run in it. RUN is the folder of a run of an earlier version.
 """
 
 from __future__ import annotations

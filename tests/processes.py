@@ -1,7 +1,7 @@
-"""Programs in a Python process of their own without the seconds that imports take, since it is forked.
+"""Runs programs in forked Python processes, which need no seconds for imports.
 
-`Forks` forks from a process that has imported torch and nothing of this package, so that a program finds everything of
-the package, and Pyro, not yet imported. `forked` forks from the process of the tests, which has imported all.
+`Forks` forks from a process that has imported torch alone, so a program itself imports Pyro and this package. `forked`
+forks from the process of the tests, which has imported everything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is the ablation a study whose rows are configurations, and does its table say what the runs say?"""
+"""The rows of an ablation are valid configurations, and its table agrees with the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a process that keeps its freed memory get the next array without asking the system for it?"""
+"""A process that keeps freed memory allocates the next array without a request to the operating system."""
 
 from __future__ import annotations
 

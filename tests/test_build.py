@@ -1,4 +1,4 @@
-"""Is every mistake in a specification, a checkpoint or an array named in one line, and in time?"""
+"""Mistakes in a specification, a checkpoint or an array give a one-line message before anything is built."""
 
 from __future__ import annotations
 

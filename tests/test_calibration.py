@@ -1,4 +1,4 @@
-"""Are calibration figures right where the truth is known, and does simulation-based calibration find what is wrong?"""
+"""Calibration metrics for known truths, and simulation-based calibration of right and wrong posteriors."""
 
 from __future__ import annotations
 

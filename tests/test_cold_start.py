@@ -1,4 +1,4 @@
-"""What is imported when: a help text needs no torch, an error of the settings nothing that only a training needs."""
+"""Imports: --help does without torch, an error in the settings without modules that only training needs."""
 
 from __future__ import annotations
 

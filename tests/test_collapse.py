@@ -1,4 +1,4 @@
-"""Does the Monte-Carlo objective pull a prior to a point, and do the figures tell? Signs, and closed forms."""
+"""Collapse of priors under the Monte-Carlo objective and its metrics: signs of gradients, closed forms."""
 
 from __future__ import annotations
 

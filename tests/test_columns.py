@@ -1,4 +1,4 @@
-"""Are the columns of a table of groups standardised whatever their units, and are those of no use named?"""
+"""Columns of a table of groups are standardised whatever their units. Useless columns are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do `experiments.compare` and `experiments.evaluate` say what the runs say?"""
+"""The output of `experiments.compare` and `experiments.evaluate` agrees with the runs."""
 
 from __future__ import annotations
 

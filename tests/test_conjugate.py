@@ -1,4 +1,4 @@
-"""Are the closed forms closed forms? Against numerical integration, dense Gaussians, and the objectives."""
+"""Closed forms of conjugate models, compared with numerical integration, dense Gaussians and objectives."""
 
 from __future__ import annotations
 

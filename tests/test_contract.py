@@ -1,9 +1,9 @@
-"""Does every guide, prior and head obey the protocol? Found in the folders: a new file is tested by existing.
+"""Every guide, prior and head obeys the protocol. The files are found in their folders, so new files are tested too.
 
-Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. Shapes, sites,
-labels, gradients and transduction are tried for all pairs. What costs more is tried for pairs that cover all parts and
-settings, and every guide with every model (`tests/covering.py`), axes of samples without the settings, scores for pairs
-that cover all parts, and everything for all pairs with `-m slow`.
+Each requirement is a function `check_...`. The second half of the file tests these functions on faulty guides. Checks
+of shapes, sites, labels, gradients and transduction run for all pairs. Slower checks run for pairs that cover all parts
+and settings, and every guide with every model (`tests/covering.py`). Checks of sample axes leave out the settings.
+Checks of scores cover the parts alone. With `-m slow` all checks run for all pairs.
 """
 
 from __future__ import annotations

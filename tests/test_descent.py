@@ -1,4 +1,4 @@
-"""Are maml and its kin the published algorithms? Against closed forms, and loops written out by hand."""
+"""maml and related guides, compared with closed forms and explicit loops of the published algorithms."""
 
 from __future__ import annotations
 

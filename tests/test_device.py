@@ -1,4 +1,4 @@
-"""Which device a run takes, where its bank lies, and whether random states survive another device."""
+"""The device of a run, the memory of its bank, and random states that were saved on another device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a job on several processes the job of one? Which tasks each takes, with which noise, and how it ends."""
+"""A job on several processes equals the job on one: tasks, noise, results, and errors."""
 
 from __future__ import annotations
 

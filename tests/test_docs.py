@@ -1,7 +1,7 @@
-"""Do the commands, the code and the links of README.md, docs/ and the other pages work as they stand there?
+"""The commands, the code and the links of README.md, docs/ and the other pages work as written.
 
-Blocks marked `bash` or `python` are run, one after the other, at a size for tests. Every other command (blocks marked
-`sh`, indented ones, those within a line) is composed: its settings, their types and the parts that they name.
+Blocks marked `bash` or `python` are run in order, with small sizes. Every other command (blocks marked `sh`, indented
+blocks, commands within a line) is only composed, which checks the names and types of its settings.
 """
 
 from __future__ import annotations

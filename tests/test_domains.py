@@ -1,4 +1,4 @@
-"""Do domains share classes and nothing else, and is a task of them adapted to without a label?"""
+"""Domains share their classes alone, and guides adapt to a domain without labels."""
 
 from __future__ import annotations
 

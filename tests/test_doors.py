@@ -1,4 +1,4 @@
-"""Arrays of users: one answer for every type, layout and scale, and in every thread; else one clear line."""
+"""Arrays of users give the same predictions in every type, layout, scale and thread, or a one-line message."""
 
 from __future__ import annotations
 

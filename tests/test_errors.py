@@ -1,4 +1,4 @@
-"""Is the mistake named? Each that a user can make: one line, no traceback, nothing left behind."""
+"""Mistakes of users give a one-line message without a traceback, and leave no files behind."""
 
 from __future__ import annotations
 

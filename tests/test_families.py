@@ -1,4 +1,4 @@
-"""Sines and lines: are they drawn as said, and is a sampled function given to its own family?"""
+"""Sines and lines: distribution of the simulated tasks, and the family of a sampled function."""
 
 from __future__ import annotations
 

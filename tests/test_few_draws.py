@@ -1,4 +1,4 @@
-"""What few draws of w do to scores: the bias that is stated, and the coverage, on posteriors whose answer is known."""
+"""Scores from few draws of w: the documented bias, and coverage, for posteriors with known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does `fit` continue the training of its folder, and refuse every other one?"""
+"""`fit` continues the training of its folder, and refuses a folder with another training."""
 
 from __future__ import annotations
 

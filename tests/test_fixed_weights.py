@@ -1,4 +1,4 @@
-"""A task computes what depends on its support set alone once: a later call applies it to the queries."""
+"""Tasks compute what depends on the support set alone once; later calls apply it to queries."""
 
 from __future__ import annotations
 

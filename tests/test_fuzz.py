@@ -1,4 +1,4 @@
-"""Does a file that is damaged, or lies, end in one line or in a right answer, whatever is wrong with it?"""
+"""Damaged files, and files with false contents, are read correctly or refused with a one-line message."""
 
 from __future__ import annotations
 

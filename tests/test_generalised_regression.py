@@ -1,4 +1,4 @@
-"""Groups with 0 and 1 or counts: are prior and shared effects those of maximum likelihood by quadrature?"""
+"""Groups with labels 0 and 1 or counts, compared with maximum likelihood by quadrature."""
 
 from __future__ import annotations
 

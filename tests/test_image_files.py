@@ -1,4 +1,4 @@
-"""Are images of users read as they are shown, and nothing else that lies in their folders?"""
+"""Images of users are read as viewers display them. Other files in their folders are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the bounds on the information bounds, is the gap the gap, and does over-fitting come near what is allowed?"""
+"""Bounds on the information of posteriors, the generalisation gap, and overfitting close to a bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the intervals cover what they claim? Tasks, groups of tasks, training runs nested in backbones, and ECE."""
+"""Coverage of the intervals over tasks, groups of tasks, training runs nested in backbones, and of the ECE."""
 
 from __future__ import annotations
 

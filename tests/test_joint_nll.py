@@ -1,4 +1,4 @@
-"""Is the joint NLL what its formula says? Against closed forms, and averages over very many draws."""
+"""The joint NLL, compared with closed forms and with averages over very many draws."""
 
 from __future__ import annotations
 

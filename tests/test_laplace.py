@@ -1,4 +1,4 @@
-"""Laplace's approximation in matrices of the points' size: against the dense ones."""
+"""Laplace approximation with matrices of the size of the points, compared with dense matrices."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Are the closed forms of every model those of its outputs and its likelihood: pullback, derivatives, CDF, mean?
+"""Closed forms of every model (pullback, derivatives, CDF, mean), compared with its outputs and likelihood.
 
-Models are found in the folder; a test has the name of the model and its settings.
+Models are found in the folder. A test has the name of the model and its settings.
 """
 
 from __future__ import annotations

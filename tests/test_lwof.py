@@ -1,4 +1,4 @@
-"""Learning without forgetting: are its tasks, scores, prior and inner loops what they are said to be?"""
+"""Learning without forgetting: tasks, scores, prior and inner loops agree with their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that stay in their file: the same bank, the same tasks, and no more of the file than they need."""
+"""Memory-mapped features give the same bank and tasks as features in memory, and read only needed rows."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Does a step run on one device, and never wait for it? Tried without a GPU, on torch's meta device.
+"""A training step runs on one device and never waits for it. Tested without a GPU, on torch's meta device.
 
-A tensor there has a shape, a dtype and a device, and no values: an operation that mixes devices fails, and so does
-whatever reads a value on the host. What must read one does so outside a step (`READS`).
+A tensor on the meta device has a shape, a dtype and a device, but no values. So an operation fails if it mixes devices,
+or reads a value on the host. Code that must read a value does so outside a step (`READS`).
 
-Operations on that device are interpreted and slow. So the loss is tried for all pairs; a whole step for pairs
-that cover every part and setting (`tests/covering.py`); its metrics and an evaluation for pairs that cover every part.
-With `-m slow` all are tried for all pairs. Loops have two turns, since every turn is the same to a device.
+Operations on the meta device are slow. So the loss is tested for all pairs, a whole step for pairs that cover every
+part and setting (`tests/covering.py`), and metrics and an evaluation for pairs that cover every part. With `-m slow`,
+all of this is tested for all pairs. Loops have two iterations, since all iterations are alike for a device.
 """
 
 from __future__ import annotations

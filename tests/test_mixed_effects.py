@@ -1,4 +1,4 @@
-"""Are the closed forms of the linear mixed model what dense Gaussians, lme4 and NUTS say?"""
+"""Closed forms of the linear mixed model, compared with dense Gaussians, lme4 and NUTS."""
 
 from __future__ import annotations
 

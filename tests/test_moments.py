@@ -1,4 +1,4 @@
-"""Posteriors and priors without closed forms: are their moments, divergences and families what they are?"""
+"""Moments, divergences and families of posteriors and priors without closed forms."""
 
 from __future__ import annotations
 

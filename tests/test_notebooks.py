@@ -1,7 +1,7 @@
-"""Do the notebooks run? Their cells in order, in this process; commands and scores at a size for tests.
+"""The cells of the notebooks run in order in this process. Commands and scores have sizes for tests.
 
-`make docs` executes them at their own size. The notebooks with outputs, written by `make notebooks`, are compared with
-their text.
+`make docs` executes the notebooks in full size. The notebooks with outputs, written by `make notebooks`, are compared
+with their text.
 """
 
 from __future__ import annotations

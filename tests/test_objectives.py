@@ -1,4 +1,4 @@
-"""Are the objectives right, in value and gradient? Asked of Pyro's own, by hand, and of a conjugate model."""
+"""Values and gradients of the objectives, compared with Pyro's, explicit formulae and a conjugate model."""
 
 from __future__ import annotations
 

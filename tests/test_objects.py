@@ -1,4 +1,4 @@
-"""Is a learner constructed from objects the one that its specification builds, and is it saved and loaded?"""
+"""A learner built from objects equals the one that its specification builds, and can be saved and loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries of unknown classes: do they enter no score of labels, and are the scores that separate them right?"""
+"""Queries of unknown classes enter no score of labels, and the scores that detect them are right."""
 
 from __future__ import annotations
 

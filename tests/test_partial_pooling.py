@@ -1,4 +1,4 @@
-"""Does the amortized guide learn what the closed form of the same model says? And does the study of it run?"""
+"""The amortized guide learns the closed form of the same model, and its study runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a path taken as it is written, whatever signs it contains, and found again from any folder?"""
+"""A path is used as written, whatever characters it has, and is found again from any folder."""
 
 from __future__ import annotations
 

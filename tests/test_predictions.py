@@ -1,4 +1,4 @@
-"""Is a likelihood that nobody foresaw one class in the registry, with the right scores, PIT and spreads?"""
+"""A new likelihood is one class in the registry, and gets the right scores, PIT and spreads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posterior predictive checks: are the draws the model's own, are labels left out, does a check find what is wrong?"""
+"""Posterior predictive checks: draws from the model, no query labels, detection of wrong models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learners that ship: their files, the classifier that uses them, and what they do on banks that they never saw."""
+"""The learners that ship: their files, their classifier, and their scores on banks not used in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does pretraining learn, in either precision, and from its own seed alone?"""
+"""Pretraining learns in both precisions, and its result depends on its own seed alone."""
 
 from __future__ import annotations
 

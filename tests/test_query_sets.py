@@ -1,4 +1,4 @@
-"""Query sets whose classes are not equally frequent, and features with noise on them: are the tasks what they say?"""
+"""Imbalanced query sets and noisy features: distributions of the tasks."""
 
 from __future__ import annotations
 

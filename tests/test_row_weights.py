@@ -1,4 +1,4 @@
-"""Weights of rows and offsets: against a marginal likelihood written down in numpy, and in every command."""
+"""Row weights and offsets, compared with a marginal likelihood in numpy, and in every command."""
 
 from __future__ import annotations
 

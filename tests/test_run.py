@@ -1,4 +1,4 @@
-"""Do the documented commands work? Each is called as a shell would, on data that two seconds can carry."""
+"""The documented commands work as called from a shell, on data for which they take about two seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a new score one entry of the registry? Then it is in every result that its entry names."""
+"""A new score is one entry of the registry, and appears in every result that the entry names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the scores what their formulas say? Against slow loops, and cases with a known answer."""
+"""Scores, compared with slow loops over their formulae and with known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is guides/sib.py the published algorithm, and are its extensions what they say?"""
+"""guides/sib.py is the published algorithm, and its extensions agree with their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the simulators draw what they say, and is what they call the truth true?"""
+"""Distributions of the simulators, and the posteriors that they call true."""
 
 from __future__ import annotations
 

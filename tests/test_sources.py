@@ -1,4 +1,4 @@
-"""Is every published format read as what it is, and every damage named in one line, with nothing half-written?"""
+"""Published formats are read correctly. Damaged files give a one-line message, and no half-written cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a study run, keep what is finished, go on after Ctrl-C, and name its mistakes? In the smallest size there is."""
+"""Studies in the smallest size: they run, keep finished runs, continue after Ctrl-C, and report mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is nothing lost but the steps since the last checkpoint, however and whenever a run is stopped?"""
+"""A stopped run loses only the steps since its last checkpoint, however and whenever it is stopped."""
 
 from __future__ import annotations
 

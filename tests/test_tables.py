@@ -1,4 +1,4 @@
-"""Are columns found by the text of their names, and are the CSV files read that programs and countries write?"""
+"""Columns are found by name, and CSV files of various programs and countries are read."""
 
 from __future__ import annotations
 

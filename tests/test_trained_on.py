@@ -1,4 +1,4 @@
-"""Does a transductive guide say that it meets other tasks than it was trained on, and nobody else?"""
+"""A transductive guide, and no other, warns about tasks that differ from its training tasks."""
 
 from __future__ import annotations
 

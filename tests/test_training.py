@@ -1,4 +1,4 @@
-"""Does the training loop do what it is told, stop where it must, and go on as if it had never stopped?"""
+"""The training loop: its settings, its stops, and resumed trainings that equal uninterrupted ones."""
 
 from __future__ import annotations
 

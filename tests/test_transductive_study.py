@@ -1,4 +1,4 @@
-"""The comparison of transductive methods: does it choose, keep, pair and count as it says?"""
+"""The comparison of transductive methods: choices, kept results, pairs and counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are arrays read from the pickles of any Python, and is nothing that a pickle holds ever run?"""
+"""Arrays are read from the pickles of any Python version, and nothing in a pickle is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every command explain itself, and does a command without a terminal show that it works?"""
+"""Every command explains itself, and shows progress without a terminal."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _counts(cells: Sequence[Result]) -> dict[str, str]:
 
 
 def grid_of(results: Sequence[Result], bank: str, method: str) -> str:
-    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks cells where the method is worse."""
+    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks a cell in which it is worse."""
     cells = {cell_of(result): result for result in results if (result["bank"], result["method"]) == (bank, method)}
     rows = []
     for way, marginal in dict.fromkeys((cell.way, cell.marginal) for cell in cells):
