@@ -16,7 +16,7 @@ SMALL = ("data=gaussian_features", "train.steps=2", "train.validation_tasks=4", 
 
 
 def metabayes(*arguments: str) -> str:
-    """What the console script prints; its mistakes end this script."""
+    """The output of the console script. If the script fails, this one ends."""
     command = [str(Path(sysconfig.get_path("scripts")) / "metabayes"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
