@@ -69,7 +69,7 @@ def lines_of(folder: Path) -> list[dict[str, str]]:
 
 
 def leading(cell: str) -> float:
-    """41.2 of `41.2 +- 3.0`: rounded, so a tie may have gone either way."""
+    """The mean 41.2 of a cell `41.2 +- 3.0`. It is rounded, so ties may be rounded up or down."""
     return float(cell.partition(" +- ")[0])
 
 

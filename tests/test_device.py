@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Kind:
-    """What torch says of a kind of device that this machine does not have."""
+    """A fake torch module of a kind of device that this machine does not have."""
 
     def __init__(self, count: int, free: int = 2**30) -> None:
         self.count, self.free = count, free

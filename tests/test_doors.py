@@ -526,7 +526,7 @@ def states() -> list[Any]:
 
 
 def in_threads(call: Callable[[], Any], calls: int = 40) -> list[Any]:
-    """Results of calls in 8 threads, while others draw from the global generator and seed it."""
+    """Results of calls in 8 threads, while other calls draw from the global generator and seed it."""
     with ThreadPoolExecutor(8) as pool:
         disturb = [pool.submit(lambda seed=seed: (torch.manual_seed(seed), torch.randn(1000))) for seed in range(20)]
         futures = [pool.submit(call) for _ in range(calls)]

@@ -21,7 +21,7 @@ GUIDES = {"proto": "flat", "maml": "flat", "mc": "gaussian", "savi": "conditiona
 
 
 class WithoutQueries(TorchDispatchMode):
-    """Names of the operations that read no number of the queries and do more than view a tensor."""
+    """Records the operations that do not read the queries, except views of tensors."""
 
     def __init__(self, queries: Tensor) -> None:
         super().__init__()

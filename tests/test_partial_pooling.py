@@ -107,7 +107,7 @@ def test_partial_pooling_predicts_best_where_groups_differ(tmp_path: Path) -> No
 
 
 def balanced_table(path: Path, groups: int = 16) -> Path:
-    """Every group has the same six predictor values, a natural unit far from 0, intercept and slope of its own."""
+    """Write a table in which all groups have the same six predictor values, far from 0, and random effects."""
     noise = np.random.default_rng(3)
     effects = noise.normal(size=(groups, 2)) @ [[2.0, 0.3], [0.0, 0.4]]
     rows = [

@@ -23,7 +23,7 @@ SLOPE, KIND = 2.5, {"public": 0.0, "private": 4.0, "other": -3.0}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve schools of three kinds; the training hardly moves away from the closed form, at which it starts."""
+    """A run on twelve schools of three kinds. It starts at the closed form, and the training hardly changes it."""
     folder, noise = tmp_path_factory.mktemp("schools"), np.random.default_rng(0)
     rows = []
     for school in range(12):

@@ -76,7 +76,7 @@ def test_labels_move_no_draw() -> None:
 
 
 class Narrow(pyro_metabayes.Guide):
-    """The exact posterior at `factor` times its spread."""
+    """The exact posterior with its sd multiplied by `factor`."""
 
     factor = 1.0
 

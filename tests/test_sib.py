@@ -129,7 +129,7 @@ def batch_norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def published_loss(learner: MetaLearner, episodes: Episodes) -> Tensor:
-    """Cross entropy of the final logits, one task at a time; double backprop through autograd.grad."""
+    """Cross-entropy of the final logits, by a loop over tasks and second-order autograd."""
     guide: Any = learner.guide
     head: Any = learner.model.head
     xi = guide.xi

@@ -144,7 +144,7 @@ def test_the_truth_of_spinning_lines_counts_the_points_that_are_there() -> None:
 
 
 def simulators() -> list[Any]:
-    """The simulator of every YAML of data=, with the shape of its tasks: a new file is tried."""
+    """The simulator of every YAML of data= with the shape of its tasks, so that a new file is tested too."""
     found = []
     for path in sorted((CONF / "data").glob("*.yaml")):
         content: Any = OmegaConf.to_container(OmegaConf.load(path))

@@ -59,7 +59,7 @@ def test_a_pickle_of_python_2_is_read() -> None:
 
 
 class Malicious:
-    """Its pickle makes a folder when it is read."""
+    """An object whose pickle calls a function when it is read."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
