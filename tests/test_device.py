@@ -157,4 +157,4 @@ def test_double_precision_is_taken_where_there_is_any() -> None:
 def test_the_help_explains_the_devices() -> None:
     help_text = " ".join(ran("run", "--help").out.split())
     assert "auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1" in help_text
-    assert "data.device: memory of the inputs, auto" in help_text
+    assert "data.device, the memory for the inputs: cpu" in help_text
