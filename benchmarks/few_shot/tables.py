@@ -10,7 +10,7 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.tables import markdown_table
 
 Result = dict[str, Any]
-POINTS, NATS = -0.003, 0.01  # a method is worse in a cell if its paired interval lies entirely beyond
+POINTS, NATS = -0.003, 0.01  # a method is worse in a cell if its paired interval lies beyond the limit
 COLUMNS = 4  # banks in one table of a page
 
 

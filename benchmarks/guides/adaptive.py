@@ -107,7 +107,7 @@ class RawLeo(nn.Module):
 
 
 def llama_loss(theta: list[Tensor], x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, num_steps: int) -> Tensor:
-    """Maml's loss on sinusoids plus 1e-6 / 2 log det (I + J^T J / noise^2). J: query outputs differentiated by w."""
+    """Maml's loss on sinusoids plus 1e-6 / 2 log det (I + J^T J / noise^2), J the Jacobian of query outputs."""
     num_tasks, num_points = query_x.shape[:2]
     phi = gradient.adapt([w.expand(num_tasks, *w.shape) for w in theta], x, y, num_steps)
     alone = [w.repeat_interleave(num_points, 0) for w in phi]

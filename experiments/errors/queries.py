@@ -23,7 +23,7 @@ from pyro_metabayes.seeding import noise_of
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """Queries of all tasks with their predictions. Tensors are on the CPU. Their shape is [queries] if not stated.
+    """Queries of all tasks with their predictions. Tensors are on the CPU, with shape [queries] unless given.
 
     Args:
         task: index of the task.

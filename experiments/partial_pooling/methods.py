@@ -55,7 +55,8 @@ class GroupEstimates:
     noise: standard deviation of the residuals.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [G, R].
     log_likelihood: log-likelihood of all points, or a lower bound, in nats for standardised columns.
-    half_widths: half widths of 90% intervals that account for errors of the estimated parameters [G, R]; None without.
+    half_widths: half widths of 90% intervals that account for errors of the estimated parameters [G, R]; None if the
+        intervals ignore these errors.
     """
 
     coefficients: Tensor

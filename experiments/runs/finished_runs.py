@@ -154,7 +154,7 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return the settings that define a row: for classes all but pretrain.seed, for a regression none about classes."""
+    """Return the settings that define a row: no seeds, and for a regression none of the pretraining and of classes."""
     of_numbers = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
     idle = ("pretrain.seed",) if "accuracy" in run.per_task else of_numbers
     return {name: value for name, value in settings.items() if not name.startswith(idle)}
