@@ -123,8 +123,8 @@ def _seed_of(items: np.ndarray) -> int:
 def labels_of(dataset: LabelledItems) -> np.ndarray:
     """Return the label, integer or text, of each of the M items: an array [M].
 
-    Labels come from the attribute `targets` or `labels` of the dataset, or from the second tensor of a TensorDataset. If
-    there is none, all items are read.
+    Labels come from the attribute `targets` or `labels` of the dataset, or from the second tensor of a TensorDataset.
+    If there is none, all items are read.
 
     Raises:
         UsageError: the dataset is not map-style, it is empty, a label is not an integer or text, or `targets` or
