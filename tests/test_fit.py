@@ -610,7 +610,9 @@ def test_features_of_other_lengths_are_refused_by_the_cosine_head() -> None:
 def test_save_refuses_what_load_could_not_rebuild(tmp_path: Path) -> None:
     file = tmp_path / "learner.pt"
     learner = plain()
-    with refuses(r"^load could not rebuild the learner: expected backbone\.module .* plain value .*; or save only the w"):
+    with refuses(
+        r"^load could not rebuild the learner: expected backbone\.module .* plain value .*; or save only the w"
+    ):
         learner.save(file)
     changed = Pair("proto", "flat").learner()
     changed.model.head.scale = nn.Parameter(torch.ones(2))
