@@ -1,8 +1,9 @@
 """python -m benchmarks [CASE ...] [--toy] [--out FILE.json]: cost of the library compared with raw PyTorch.
 
-Every case measures the CPU time of its variants in turn, in one process, on one thread. The table has medians with
-quartiles. Ratios are paired within rounds, so that other load on the machine makes them noisier but not biased. Long
-cases run only if they are named; they measure whole runs in separate processes.
+Most cases measure the CPU time of several variants in one process, on one thread. A round measures every variant once.
+The table has medians and quartiles over rounds. A ratio is the ratio of two variants in the same round, so other load
+on the machine makes it noisier but not biased. Long cases run only if they are named. They measure whole runs in
+separate processes.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
 
 
 def compile_pure(learner: nn.Module, backend: str) -> None:
-    """Does what compile_networks of pyro_metabayes/training/optimisation.py does, with a chosen backend."""
+    """Compile the networks like compile_networks of pyro_metabayes/training/optimisation.py, with a chosen backend."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile(backend=backend)

@@ -31,7 +31,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(guide: str, samples: int, number: int) -> dict[str, Callable[[], None]]:
-    """The variants. For savi the first learner has the KL in closed form, as the raw step; the default is sampled."""
+    """The variants. For savi, "learner" has the KL in closed form like the raw step; "learner, KL sampled" draws it."""
     data, raw = tasks(number), RawEncoder(FEATURES)
     loss = raw.mc_loss if guide == "mc" else raw.savi_loss
     objectives = OBJECTIVES[guide]

@@ -1,8 +1,8 @@
 """`python -m benchmarks.counted FILE ARGUMENTS`: runs experiments.run, and writes its memory in use to FILE.
 
-The kernel reports more memory than is in use, since freed memory is not always returned to it. Only the memory in use
-distinguishes a leak from fragmentation. FILE has one line: the bytes allocated by malloc (glibc 2.33 and later) and the
-number of blocks of Python's allocator.
+The kernel reports more memory than is in use, since freed memory is not always returned to the kernel. Only the memory
+in use distinguishes a leak from fragmentation. FILE has one line: the bytes allocated by malloc (glibc 2.33 and later)
+and the number of blocks of Python's allocator.
 """
 
 from __future__ import annotations

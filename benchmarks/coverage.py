@@ -1,7 +1,7 @@
 """python -m benchmarks.coverage [TABLE ...]: coverage of 90% intervals, without and with the errors of the estimates.
 
-Draws responses for the groups of a table from the linear mixed model that is fitted to all of them. Ten random groups
-are the training groups. Another group is predicted given none or three of its points. Effects are those of the
+A linear mixed model is fitted to all groups of a table, and responses are drawn from this model. Ten random groups are
+the training groups. Each other group is predicted from none or from three of its points. Effects are those of the
 training groups, in the units of the file. "plug-in": intervals of maximum likelihood, as if the estimates were exact.
 "with errors": intervals of experiments.predict and experiments.effects. +- is a 95% interval over the drawn tables.
 
@@ -38,7 +38,7 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 KNOWN = (0, 3)  # numbers of known points of a new group
 INTERVALS = ("plug-in", "with errors")
-FEWEST = 2  # splits or drawn tables that have a spread
+FEWEST = 2  # least number of splits or drawn tables from which an interval can be computed
 
 
 def table_of(name: str) -> Groups:
@@ -47,7 +47,7 @@ def table_of(name: str) -> Groups:
 
 
 def shares(table: Groups, effects: Tensor, true: MixedEffects, generator: Generator) -> dict[str, tuple[float, float]]:
-    """Shares inside the plug-in intervals and inside those with errors, by kind of interval; {} without a maximum."""
+    """Coverage (plug-in, with errors) of each kind of interval; {} if the likelihood of the table has no maximum."""
     fitted, errors = table.estimates(), table.estimation_errors()
     if fitted is None or errors is None:
         return {}
@@ -120,7 +120,7 @@ def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
 
 
 def check_number(found: Sequence[object], what: str, of: int) -> None:
-    """Check that enough of the likelihoods have a maximum for a mean with an interval."""
+    """Check that at least FEWEST of the likelihoods have a maximum, since the interval needs as many values."""
     if len(found) < FEWEST:
         raise UsageError(
             f"expected a likelihood with a maximum in at least {FEWEST} of {of} {what}, got {len(found)}; train on "

@@ -18,7 +18,7 @@ from pyro_metabayes.data.sources.sinusoid import Sinusoid
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 
-TASKS, POINTS, RATE, NOISE = 25, 10, 0.01, 0.5**0.5  # with this noise -log p is the squared error
+TASKS, POINTS, RATE, NOISE = 25, 10, 0.01, 0.5**0.5  # with this noise -log p is the squared error plus a constant
 FASTER_THAN_THE_LOOP = {1: ">= 4.5", 5: ">= 8"}
 Step = Callable[[], None]
 

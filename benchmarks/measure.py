@@ -1,7 +1,8 @@
-"""Timing of several variants of a computation in turn, in one process on one thread, by CPU time.
+"""Timing of several variants of a computation in one process on one thread, by CPU time.
 
-Ratios are taken within a round, since other load on the machine then affects all variants alike. The order rotates from
-round to round. Garbage collection is disabled, as in timeit, since its time would be added to an arbitrary variant.
+A round measures every variant once, and the order of the variants rotates from round to round. Ratios are taken within
+a round, since other load on the machine then affects all variants alike. Garbage collection is disabled, as in timeit,
+since its time would be added to an arbitrary variant.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Row:
     case, way: what was measured, and the variant.
     value: the measurement, in `unit`.
     against: the variant to compare with; empty for none.
-    ratio: time of this variant divided by that of `against`, paired within rounds.
-    goal: limit of the ratio.
+    ratio: value of this variant divided by the value of `against`, paired within rounds.
+    goal: limit of the ratio; of the value if there is no ratio.
     """
 
     case: str
@@ -65,7 +66,7 @@ def time_interleaved(
         ways: the variants, by name.
         rounds: number of rounds.
         in_a_row: number of repetitions of each variant within a round; repeated steps are realistic for training.
-        clock: returns seconds; by default CPU time of this process. The clock of a device waits until it has finished.
+        clock: returns seconds; by default CPU time of this process. A clock for a GPU must wait until the GPU is idle.
     """
     names, seconds = list(ways), {name: [] for name in ways}
     warm_up = WARM_UP if rounds > 1 else 0

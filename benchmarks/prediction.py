@@ -15,7 +15,7 @@ from pyro_metabayes.evaluation.evaluate import score_batch
 
 FEATURES, DRAWS, OF_PREDICT = 256, 30, 100
 REFERENCE = "reference way, accuracy alone (delta)"
-REFERENCE_SECONDS = 0.82e-3  # of a task on the machine and in the hour in which the targets were set
+REFERENCE_SECONDS = 0.82e-3  # time of REFERENCE per task, measured when the goals were set
 
 
 def rows(size: Size) -> list[Row]:
@@ -54,7 +54,7 @@ def _predictions(data: Tasks, size: Size) -> list[Row]:
 
 
 def _scores(size: Size) -> list[Row]:
-    """All scores and spreads of an evaluation except joint NLL; the goal in ms was set where REFERENCE took 0.82 ms."""
+    """All scores and spreads of an evaluation except joint NLL. The goal is relative to the time of REFERENCE."""
     (number,) = size.tasks(32)
     data = tasks(number, features=FEATURES)
     episodes = data.episodes

@@ -17,7 +17,7 @@ TASKS, SECONDS = 64, 5.0
 
 
 def rows(size: Size) -> list[Row]:
-    """Independent jobs, by turns; the ratio is that of the total rates, 2 for two idle cores."""
+    """Rates of one process, and of two independent ones at once. The ratio of total rates is 2 on two idle cores."""
     (number,) = size.tasks(TASKS)
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(size.rounds(3)):

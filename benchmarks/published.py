@@ -1,6 +1,6 @@
-"""Case 12: training steps of sib, with a normal posterior as configured, beside the released code as published.
+"""Case 12: training steps of sib with its default settings, compared with the released code.
 
-The reference way takes one task per step (`benchmarks/sib_raw.py`); the point estimate is that of the released code.
+The reference way computes like the released code: a point estimate, one task per step (`benchmarks/sib_raw.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFERENCE = "reference way (ordered, delta)"
 
 
 def rows(size: Size) -> list[Row]:
-    """Milliseconds per task; the ratio of the reference way is how many times as long it takes as the default."""
+    """Milliseconds per task, and ratios to the time of the default."""
     table = []
     for number in size.tasks(1, 8, 64):
         rounds, in_a_row = {1: (40, 4), 8: (24, 2)}.get(number, (12, 1))

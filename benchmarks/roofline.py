@@ -1,4 +1,4 @@
-"""Case 14: the share of the peak of a matrix product that a training step of sib reaches, and what bounds the rest."""
+"""Case 14: FLOP/s of a training step of sib and of two of its matrix products, relative to a large matrix product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDE = 1024
 
 
 def rows(size: Size) -> list[Row]:
-    """Shares of sgemm of SIDE x SIDE matrices, in one interleaved run."""
+    """Rates relative to sgemm, the float32 product of two SIDE x SIDE matrices."""
     (number,) = size.tasks(64)
     side = 64 if size.toy else SIDE
     square = torch.randn(side, side)

@@ -21,7 +21,7 @@ NAMES = {"number": "tasks T", "features": "features D", "num_steps": "inner step
 
 
 def rows(size: Size) -> list[Row]:
-    """Milliseconds by the value of each setting, the others as in BASE; growth exponent at the last doubling."""
+    """Milliseconds for each value of one setting, others as in BASE. "power": growth exponent at the last doubling."""
     table = []
     for name, values in SWEPT.items():
         values = values[:2] if size.toy else values

@@ -1,4 +1,4 @@
-"""Training steps of the transductive guides for any number of classes, beside the published network of sib."""
+"""Training steps of transductive guides for any number of classes, compared with the published network of sib."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class RawEncoder(nn.Module):
         self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
 
     def encoded(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale [T, C, D] from class means."""
+        """loc and scale [T, C, D] of the weights, from class means [T, C, D]."""
         return mean + self.loc(mean), self.log_scale(mean).clamp(-10, 4).exp()
 
     def log_likelihood(self, loc: Tensor, scale: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:

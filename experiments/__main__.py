@@ -18,7 +18,7 @@ MORE = (
 
 
 def summary(path: Path) -> str:
-    """Return the first line of a command's docstring, after the usage. The command is not imported, to be fast."""
+    """Return the first line of a command's docstring, without the usage. The file is parsed, since imports are slow."""
     line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     return line.rpartition(": ")[2] if ": " in line else line
 

@@ -28,8 +28,8 @@ from pyro_metabayes.experiments.studies.tables import commands
 
 AVERAGE = "average"
 NOTE = (
-    "Accuracy on the target domain, %. Intervals are 95%. For one target: mean and interval over all minibatches of "
-    "all seeds. For the average over targets and for differences: interval over seeds by Student's t."
+    "Accuracy on the target domain, %, with 95% intervals. One target: mean and interval over the tasks of all seeds. "
+    "Average over targets, and differences: interval over seeds by Student's t."
 )
 Accuracies = Mapping[str, np.ndarray]  # from the name of a target domain to accuracies [seeds, tasks] in per cent
 
@@ -41,7 +41,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accuracies]:
-    """Read the accuracy of each task in per cent, as {method: {target domain: [seeds, tasks]}}, from finished runs."""
+    """Read accuracies in per cent from finished runs, as {method: {target domain: array [seeds, tasks]}}."""
     by_method: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
         scores = [np.load(run / "tasks.npz")["accuracy"] for run in row.folders(folder)]

@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = within(options.run, "evaluations") / folder_name(options.settings)
     results = evaluate_run(options.run, config, out)
     print(results_text(results))
-    print("95% intervals: over tasks, given this backbone and these classes; over training runs: experiments.compare")
+    print(
+        "95% intervals are over tasks, given this backbone and these classes; experiments.compare gives intervals over "
+        "training runs"
+    )
     note_division(results)
     note_poor_result(results, OF_EVALUATION)
     print(f"results: {out}")

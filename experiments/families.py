@@ -80,7 +80,7 @@ class FamilyStudy:
 
 
 def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
-    """Return one row of the table: shares of sines and lines among the sampled functions, and the RMSE of their mean.
+    """Return one row of the table: shares of sines and lines among sampled functions, and RMSE of the mean function.
 
     Args:
         study: the learner and its tasks.

@@ -1,8 +1,9 @@
 """python -m experiments.predictive_band RUN_DIR --steps 10: plot functions drawn from the posterior of a regression.
 
 The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). The functions are drawn from the posterior of one test
-task. The plot also shows their mean, and their central 90%. In the left panel, the support points are spread over the
-range of the inputs. In the right panel, they lie in the left half of this range. The plot has one row per run.
+task. The plot also shows the mean of these functions, and a band that contains the central 90% of them. In the left
+panel, the support points are spread over the range of the inputs. In the right panel, the support points lie in the
+left half of this range. The plot has one row per run.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Band:
 
 
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
-    """Return the two bands of a run. The support points lie in the whole range of inputs, then in its left half.
+    """Return two bands of a run: with support points in the whole range of inputs, and in the left half of the range.
 
     Args:
         folder: the folder of a finished run of a regression with one input and one output.
@@ -66,7 +67,7 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
         UsageError: the run is not a regression with one input and one output.
     """
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
-    regression = config.task.way == 1  # a class may have fewer than NUM_QUERIES inputs
+    regression = config.task.way == 1  # restoring a run on classes may fail: too few inputs per class
     setup = restore_run(folder, config) if regression else None
     if setup is None or setup.tasks.source.num_targets != 1 or setup.tasks.source.input_shape != (1,):
         raise UsageError(f"expected a regression run with one input and one output, got {folder}; give another RUN_DIR")

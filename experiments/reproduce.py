@@ -117,7 +117,7 @@ def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def not_run(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
-    """Return a list in Markdown, if any, of the settings without finished runs that need a device, and their cost."""
+    """Return a Markdown list of the parts that need a device and are not run, with their estimated cost; else []."""
     missing = dict.fromkeys(row.part for row in rows if not finished_runs(row, folder))
     parts = [part for part in map(table["parts"].__getitem__, missing) if "needs" in part]
     items = [f"- {part['setting']}: needs {part['needs']}, {part['estimate']}" for part in parts]

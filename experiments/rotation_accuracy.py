@@ -57,8 +57,8 @@ def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tens
     """Return metrics of each query image, by name, each of shape [tasks, queries].
 
     Two metrics concern the rotation: the share of the four rotations that are predicted correctly, and the share of
-    predictions off by 180 degrees. Three metrics say whether the predicted class is correct: before the rotation step,
-    after the rotation step, and after all inner steps.
+    predictions off by 180 degrees. Three metrics say whether the predicted class is correct: before the rotation step
+    ("at lambda", the initial weights), after the rotation step, and after all inner steps.
     """
     guide: Any = learner.guide
     observed, num_steps = episodes.observed(), guide.num_steps

@@ -30,16 +30,16 @@ def note_other_steps(before: TrainSettings, now: TrainSettings, folder: Path) ->
     cosine schedule, which depends on the number of steps.
 
     Args:
-        before: the training settings of the first steps.
-        now: the training settings of the other steps.
+        before: the training settings of the steps before the run was resumed.
+        now: the training settings of the steps after that.
         folder: the folder of the run.
     """
     for results in ("evaluations", "errors"):
         shutil.rmtree(folder / results, ignore_errors=True)
     if before.schedule == now.schedule == "cosine":
         print(
-            f"note: the first steps had the learning rates of a cosine schedule over {before.steps} steps, the others "
-            f"those of one over {now.steps}; a new run with train.steps={now.steps} gives another result",
+            f"note: the learning rates followed a cosine schedule over {before.steps} steps, and one over "
+            f"{now.steps} steps after the run was resumed; a new run with train.steps={now.steps} gives another result",
             file=sys.stderr,
         )
 
@@ -47,11 +47,11 @@ def note_other_steps(before: TrainSettings, now: TrainSettings, folder: Path) ->
 def settings_for(composed: DictConfig, folder: Path) -> Config:
     """Return the settings of the run to start or to continue in the folder.
 
-    resume= continues a run. A job of a sweep (-m) also continues a run with the same settings without resume=. The
-    reason is that the sweep may have been started again, or a scheduler may have restarted the job.
+    A run is continued if resume= is set. A job of a sweep (-m) is also continued without resume=, if the settings are
+    the same: the sweep or the job may have been started again.
 
     Raises:
-        UsageError: the folder holds another run.
+        UsageError: the folder holds a run, and the run is not to be continued.
     """
     if composed.resume:
         overrides = [unquoted(item) for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]

@@ -1,8 +1,8 @@
 """python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
 If all metrics and the scores of all tasks are equal to the last digit, the command prints one line and exits with code
-0. Otherwise the command exits with code 1, and prints both values of each metric that differs. Versions, commit,
-machine or data may explain the difference, and are printed too.
+0. Otherwise the command exits with code 1, and prints both values of each metric that differs. It also prints which
+versions, commit, device, machine, data and settings differ, since these may explain the difference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CIRCUMSTANCES = (
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return the entries that differ, as {dotted name: text with both values}. A name is such as "accuracy.mean".
+    """Return the entries that differ, as {dotted name, such as "accuracy.mean": text with both values}.
 
     Entries that are only in `now` are ignored, since a later version may have added them.
 

@@ -1,1 +1,1 @@
-"""A package, so that no installed one of this name can stand in its way."""
+"""Makes tests a package, which takes precedence over an installed package of the same name."""

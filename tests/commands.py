@@ -1,4 +1,4 @@
-"""The commands, called as a shell would: `python -m experiments.NAME`, in this process or one of its own."""
+"""Calls `python -m experiments.NAME` as a shell does, in this process or in a new process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line of a mistake; any other line beside it fails the test that asks."""
+        """The one-line message of a mistake. The test fails if there is another line."""
         lines = self.err.strip("\n").split("\n")
         assert self.code == 1, f"exit code {self.code}: {self.err}"
         assert len(lines) == 1 and lines[0].startswith("error: "), self.err
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def call(name: str, *arguments: str) -> Outcome:
-    """`python -m experiments.NAME arguments` in this process; what escapes is printed, as Python does."""
+    """Call `python -m experiments.NAME arguments` in this process. An uncaught exception is printed, as by Python."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _main_module(name, arguments):
         try:
@@ -75,7 +75,7 @@ def call(name: str, *arguments: str) -> Outcome:
 
 
 def ran(name: str, *arguments: str) -> Outcome:
-    """As `call`, for a command that has to succeed."""
+    """Like `call`, for a command that must succeed."""
     outcome = call(name, *arguments)
     assert outcome.code == 0, outcome.err
     return outcome
@@ -97,7 +97,7 @@ def finish(started: subprocess.Popen[str], seconds: float = 60) -> Outcome:
 
 
 class Inline(Executor):
-    """In the place of a pool: jobs run in this process, which has imported everything already."""
+    """Replacement of a pool of processes. Jobs run in this process, which has imported everything already."""
 
     def __init__(self, *settings: object) -> None:
         pass
@@ -111,14 +111,14 @@ class Inline(Executor):
 
 @contextlib.contextmanager
 def without_workers() -> Iterator[None]:
-    """For a study whose results a test reads; the tests of interruptions and mistakes have workers."""
+    """Run the jobs of a study in this process. Tests of interruptions and mistakes need worker processes instead."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro_metabayes.experiments.studies.run_grid.ProcessPoolExecutor", Inline)
         yield
 
 
 def write_features(path: Path, **changed: np.ndarray) -> Path:
-    """30 classes x 20 rows x 16 features, easy enough to learn and hard enough to be wrong at times."""
+    """Write 30 classes x 20 rows x 16 features. They can be learned, but some predictions are wrong."""
     noise = np.random.default_rng(0)
     centres = noise.normal(size=(CLASSES, WIDTH)).repeat(ROWS, axis=0)
     features = (centres + noise.normal(size=centres.shape)).astype(np.float32)
@@ -128,12 +128,12 @@ def write_features(path: Path, **changed: np.ndarray) -> Path:
 
 
 def on_features(path: Path) -> list[str]:
-    """The settings of the smallest run there is."""
+    """The settings of a smallest run on the features of a file."""
     return ["data=features", f"data.path={path}", *SMALL]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """results.json, which has to be strict JSON: no NaN, no infinity."""
+    """The content of results.json, which must be strict JSON without NaN and infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in {folder}/results.json")
@@ -142,13 +142,13 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
-    """The results without what the clock and the state of the repository say."""
+    """The results without times and without the commit."""
     clocked = ("seconds", "episodes_per_second", "commit")
     return {name: value for name, value in results_of(folder).items() if name not in clocked}
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, without the clock."""
+    """The lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -190,7 +190,7 @@ def _composed_once() -> Iterator[None]:
 
 
 def _exit_code(code: object) -> int:
-    """As the interpreter takes it: a message goes to stderr, and is a failure."""
+    """The exit code as the interpreter defines it. A message goes to stderr, and has exit code 1."""
     if isinstance(code, str):
         print(code, file=sys.stderr)
         return 1

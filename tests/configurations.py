@@ -1,4 +1,4 @@
-"""Rows of studies as configurations, composed as a run does it and without a run."""
+"""Composes the configurations of rows of studies, without runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBER = re.compile(r"\b\d[\d.]*(e-?\d+)?\b")
 
 
 def first_of_each(rows: Iterable[Settings]) -> list[Settings]:
-    """The first of those rows that differ in numbers alone, for a composition costs a tenth of a second."""
+    """The first of all rows that differ only in numbers, since a composition takes a tenth of a second."""
     firsts: dict[str, Settings] = {}
     for row in rows:
         firsts.setdefault(NUMBER.sub("1", " ".join(row)), row)
@@ -26,7 +26,7 @@ def first_of_each(rows: Iterable[Settings]) -> list[Settings]:
 
 
 def check_configurations(rows: Iterable[Settings]) -> None:
-    """Names and types of every part's settings, before anything is built."""
+    """Check names and types of the settings of all parts, without building them."""
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         for row in rows:

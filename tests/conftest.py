@@ -1,4 +1,4 @@
-"""What every test finds: one thread, a fixed seed, validation on, and a cache of its own."""
+"""Fixtures of all tests: one thread, a fixed seed, Pyro's validation on, and a cache that only the tests use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ traceback.format_stack = lambda *args, **kwargs: []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems() -> None:
-    """Hypothesis would parse every file of the package, half a minute per worker, to draw its constants as examples."""
+    """Stop Hypothesis from reading constants of the package as examples, which takes half a minute per worker."""
     if "hypothesis" in sys.modules:
         from hypothesis.internal.conjecture import providers
 
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Half a million objects of imported modules outlive the tests: to visit them again and again is a tenth of all."""
+    """Exclude the objects of imported modules from garbage collection, which otherwise takes a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once() -> Iterator[None]:
-    """Hydra parses two dozen files for every configuration that it composes, and they are the same in every test."""
+    """Parse each YAML file once. Hydra would parse two dozen files for every configuration."""
     load = OmegaConf.load
     parsed = functools.cache(lambda path: yaml.load(Path(path).read_text(encoding="utf-8"), Loader=get_yaml_loader()))
 
@@ -67,7 +67,7 @@ def parsed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One METABAYES_CACHE for the session, shared by its workers: nothing of an earlier run is read, none is kept."""
+    """One new METABAYES_CACHE for the session, shared by all workers. It holds nothing of earlier sessions."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_cache"
     folder.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
-    """Seeds of torch, numpy and random; validation, which a run turns off; parameter store; dtype."""
+    """Set the seeds of torch, numpy and random, validation (which a run turns off), parameter store and dtype."""
     pyro.set_rng_seed(0)
     pyro.enable_validation(True)
     pyro.clear_param_store()
@@ -89,10 +89,10 @@ def fresh_state() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def savefig(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """What draws a picture; each kind of picture is drawn once, since that is half of what a small run costs.
+    """The function that saves figures. Each kind of plot is drawn once, since plots take half the time of a small run.
 
-    Every function that makes one is called as ever, but what it has put together is laid out and drawn the first time
-    only, for each set of panels. With slow tests all are drawn.
+    Functions that make plots are called as usual, but a figure is laid out and drawn only the first time for each set
+    of panels. With slow tests, all figures are drawn.
     """
     from matplotlib.figure import Figure
 
@@ -118,7 +118,7 @@ def savefig(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def every_picture_is_drawn(savefig: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that asks for what is in the file."""
+    """Fixture of tests that read the files of plots: every plot is drawn."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
 
 
@@ -135,13 +135,13 @@ def metabayes_data() -> Path:
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder of a command that is tried out."""
+    """An empty current folder for a command."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Runs programs in processes of their own."""
+    """A server that runs programs in new processes."""
     with forks_of_torch(tmp_path_factory.mktemp("forks")) as forks:
         yield forks
 

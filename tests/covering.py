@@ -1,7 +1,7 @@
-"""Few of many pairs that between them have everything: for tests that cost too much to be run for all.
+"""Selects a few of many pairs that together cover every part and setting. A pair is a guide with other parts.
 
-The cheap half of such a test runs for every pair, the dear one for these; `covering_first` marks the rest slow, so that
-`pytest -m slow` runs them.
+Slow tests run for the selected pairs only. `covering_first` marks all other pairs slow, so that `pytest -m slow` runs
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _parts(pair: Pair) -> dict[str, str]:
 
 
 def goals(pair: Pair, together: Sequence[tuple[str, str]], settings: bool = True) -> set[tuple[str, ...]]:
-    """What a pair covers: each part, each setting of its guide and its model, and its choices of two parts."""
+    """What a pair covers: parts, settings of guide and model, and combinations of two parts."""
     parts = _parts(pair)
     single = {(part, choice) for part, choice in parts.items()}
     if settings:
@@ -35,14 +35,14 @@ def goals(pair: Pair, together: Sequence[tuple[str, str]], settings: bool = True
 def covering(
     pairs: Iterable[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),), settings: bool = True
 ) -> list[Pair]:
-    """Pairs with every value of every part and setting, and every two choices that occur of the parts `together`.
+    """Select pairs that cover every part and setting, and every combination of two of the parts in `together`.
 
-    Greedy: the pair that adds most comes next, the first of equals; so the choice depends on the pairs alone.
+    The selection is greedy: the next pair is the first one that covers most of what is not covered yet.
 
     Args:
-        pairs: what to choose from.
-        together: the parts of which every combination is wanted; `every_two()` for all of them.
-        settings: whether every setting of a guide and a model is wanted too.
+        pairs: the pairs to select from.
+        together: pairs of parts whose combinations are covered; `every_two()` for all pairs of parts.
+        settings: whether every setting of a guide and a model is covered too.
     """
     left = {str(pair): goals(pair, together, settings) for pair in pairs}
     named, wanted, chosen = {str(pair): pair for pair in pairs}, set().union(*left.values()), []
@@ -60,6 +60,6 @@ def every_two() -> list[tuple[str, str]]:
 def covering_first(
     pairs: Sequence[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),), settings: bool = True
 ) -> list[Any]:
-    """All pairs as parameters of a test, those that `covering` leaves out marked slow."""
+    """All pairs as parameters of a test. Pairs that `covering` leaves out are marked slow."""
     kept = {str(pair) for pair in covering(pairs, together, settings)}
     return [pair if str(pair) in kept else pytest.param(pair, marks=pytest.mark.slow) for pair in pairs]

@@ -1,4 +1,4 @@
-"""Valid files of every format that is read, the loader of each, and the ways in which files are made wrong."""
+"""Valid files of every format that the package reads, the loader of each, and functions that damage files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ byte_edits = st.lists(
 
 
 def edited(content: bytes, edits: list[tuple[str, int, int]]) -> bytes:
-    """Truncated, bits flipped, numbers made large, parts left out, repeated or exchanged."""
+    """Damage bytes: truncate, flip bits, enlarge numbers, and leave out, repeat or exchange parts."""
     for kind, place, number in edits:
         at = place % (len(content) + 1)
         length = number % 64 + 1
@@ -130,7 +130,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def lying(value: Any, edits: list[tuple[int, int]]) -> Any:
-    """Entries replaced by odd ones (a few: left out, renamed, exchanged with another)."""
+    """Replace some entries by unusual values. A few entries are left out, renamed or exchanged."""
     value = copy.deepcopy(value)
     there = list(places(value))  # of the right content: what takes its place may have no end
     for place, number in edits:
@@ -153,10 +153,10 @@ def lying(value: Any, edits: list[tuple[int, int]]) -> Any:
 
 @dataclass(frozen=True)
 class Format:
-    """How to lay out a folder that is right, which file of it is made wrong, and how all of it is read.
+    """A file format: how to write a valid folder, which file is damaged, and how the folder is read.
 
-    file: its name in the folder, or a pattern of it. content and dump, where there are any: the value that the file
-    holds, and how it is written; else bytes are edited.
+    file: name of the damaged file in the folder, or a pattern.
+    content, dump: value of the file, and the function that writes it; without them, bytes of the file are damaged.
     """
 
     lay_out: Callable[[Path], None]
@@ -179,7 +179,7 @@ def torch_bytes(value: Any) -> bytes:
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
-    """Without lists and tensors, of which numpy would write out 10^9 numbers."""
+    """Arrays as .npz bytes. Lists and tensors are left out, since numpy might expand one to 10^9 numbers."""
     file = io.BytesIO()
     kept = {str(name): its for name, its in arrays.items() if not isinstance(its, list | torch.Tensor)}
     np.savez_compressed(file, **kept)
@@ -257,7 +257,7 @@ def summed(folder: Path) -> None:
 
 
 def finished_run(folder: Path) -> None:
-    """The files of a run that comparisons read; its settings are those of no other."""
+    """Write the files of a run that comparisons read, with settings that no other run has."""
     results = {name: 1 for name in ("way", "shot", "query", "tasks", "seed", "steps")} | {"config": {"guide": {"a": 1}}}
     results |= dict.fromkeys(
         ("guide", "data", "split", "ece", "elbo", "kl", "logit_sd", "collapsed", "transductive"), None
@@ -284,7 +284,7 @@ def save_interrupted(folder: Path) -> None:
 
 
 def answered(task: Callable[[], Any]) -> Any:
-    """What a command makes of its settings, or the line that it ends with."""
+    """The result of a command, or the one-line message with which it ends."""
     made: list[Any] = []
     try:
         run_program(lambda: made.append(task()))
@@ -308,12 +308,12 @@ def composed_of(folder: Path, overrides: Sequence[str] = ("data=gaussian_feature
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """Settings as of a shell, one a line."""
+    """Settings as typed in a shell, one per line."""
     return (folder / "overrides").read_text(errors="surrogateescape").split("\n")
 
 
 def pretrained_in(folder: Path) -> None:
-    """A backbone in the cache, pretrained there if it is not yet."""
+    """Read a pretrained backbone from the cache, or pretrain it if the cache does not have it."""
     images = torch.arange(4 * 8 * 256).remainder(251).to(torch.uint8).reshape(32, 1, 16, 16)
     ids = torch.arange(4)
     bank = Bank(images, torch.full((4,), 8), {"train": ids, "val": ids[:0], "test": ids[:0]}, ["a", "b", "c", "d"])
@@ -322,7 +322,7 @@ def pretrained_in(folder: Path) -> None:
 
 
 def digits_of(folder: Path) -> None:
-    """A domain of digits, and photographs."""
+    """Read a domain of digits, and photographs."""
     files = {"usps": folder / "digits/usps_16.npz", "photographs": folder / "digits/bsds500_train_jpg.zip"}
     digits = Digits(files, 8, {"train": 100, "val": 20, "test": 20}, seed=0)
     all_of(Part([files["usps"]], lambda: digits.rows("train", ["usps"])))
@@ -357,7 +357,7 @@ def lying_pickle(
     part: Callable[[Path], Part],
     content: Callable[[Path], Any] = unpickled,
 ) -> Format:
-    """A pickle of a published form whose content lies, read as a part of that source."""
+    """A pickle of a published format with false content, read as part of its data source."""
     return Format(lay_out, file, lambda folder: all_of(part(folder)), content, pickle.dumps)
 
 

@@ -1,7 +1,7 @@
-"""python tests/guided_fuzzing.py FORMAT -runs=10000: wrong files, bred by the lines of code that they reach.
+"""python tests/guided_fuzzing.py FORMAT -runs=10000: coverage-guided fuzzing of the loader of a file format.
 
-Needs atheris, which has wheels for few systems: no test depends on it. An input that is neither read nor refused in one
-line is left behind in the current folder.
+Needs atheris, which has wheels for few systems, so no test depends on it. An input that is neither read nor refused
+with a one-line message is written to the current folder.
 """
 
 from __future__ import annotations

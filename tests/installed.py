@@ -1,6 +1,6 @@
-"""python tests/installed.py FOLDER RUN: is an installed wheel whole? `make wheel` runs it where the wheel is installed.
+"""python tests/installed.py FOLDER RUN: check an installed wheel. `make wheel` runs this where the wheel is installed.
 
-FOLDER is emptied and used for what is tried; RUN is the folder of a run of an earlier version.
+FOLDER is emptied, and the checks run in it. RUN is the folder of a run of an earlier version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SMALL = ("data=gaussian_features", "train.steps=2", "train.validation_tasks=4", 
 
 
 def metabayes(*arguments: str) -> str:
-    """What the console script prints; its mistakes end this script."""
+    """The output of the console script. If the script fails, this one ends."""
     command = [str(Path(sysconfig.get_path("scripts")) / "metabayes"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

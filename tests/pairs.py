@@ -35,7 +35,7 @@ FEW = {"num_steps": 12, "cleaning_steps": 12}  # steps of inner loops in tests
 
 
 def _configured(kind: str) -> dict[str, dict[str, Any]]:
-    """Class and small sizes of every YAML of a kind, with the defaults of the constructor: a new file is tried."""
+    """Settings of every YAML of a kind, with small sizes, so that a new file is tested too."""
     content = {path.stem: dict(OmegaConf.load(path)) for path in sorted((CONF / kind).glob("*.yaml"))}  # type: ignore[arg-type]
     return {
         name: {"_target_": values["_target_"]} | {key: size for key, size in SMALL.items() if key in values}
@@ -53,7 +53,7 @@ PRIORS = _PRIORS | {
 
 
 def has_rows(head: dict[str, Any]) -> bool:
-    """Whether the weights of a head are a row for each class, as the few-shot classifier needs."""
+    """Whether the weights of a head have one row per class, as the few-shot classifier needs."""
     built = build(head, "head", num_features=FEATURES, num_classes=WAY)
     return isinstance(built, Head) and built.event_shape(WAY, FEATURES)[0] == WAY
 
@@ -72,7 +72,7 @@ EITHER = ("platipus",)  # models of classes or of numbers, as the pair says
 def random_tasks(
     num_tasks: int = 3, way: int = WAY, shot: int = 2, query: int = 4, features: int = FEATURES, seed: int = 0
 ) -> Episodes:
-    """Tasks of noisy class centres, points of unit length, support and query in a random order."""
+    """Tasks of noisy class centres with points of unit length, in random order."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -100,7 +100,7 @@ def random_regressions(
     seed: int = 0,
     whole: bool = False,
 ) -> Episodes:
-    """Tasks y = w x + noise, points of which some are masked (none if `whole`), but never the last of a set.
+    """Tasks y = w x + noise. Some points are masked (none if `whole`), but never the last point of a set.
 
     One feature is the constant 1, so that both regression models can have them.
     """
@@ -122,7 +122,7 @@ def random_regressions(
 
 
 def with_levels(episodes: Episodes) -> Episodes:
-    """The same tasks with ordinal labels: how many of three cutpoints lie below the number."""
+    """The same tasks with ordinal labels: the number of the three cutpoints that lie below the numeric label."""
     cutpoints = torch.tensor([-1.0, 0.0, 1.0]).to(episodes.query_y)
     levels = {
         name: torch.bucketize(getattr(episodes, name).contiguous(), cutpoints) for name in ("support_y", "query_y")
@@ -141,10 +141,10 @@ def are_levels(labels: Tensor) -> bool:
 
 
 def normal_with(noise: Tensor) -> type[Normal]:
-    """A normal distribution whose draws are loc + scale * noise, for expectations without chance.
+    """A normal distribution whose draws are loc + scale * noise, for expectations without random numbers.
 
-    With every combination of signs as noise, once each, the mean over draws of any quadratic is its expectation:
-    Gauss-Hermite quadrature with two nodes a dimension.
+    If `noise` has every combination of signs once, the mean of a quadratic function over draws is its expectation. This
+    is Gauss-Hermite quadrature with two nodes per dimension.
     """
 
     class Fixed(Normal):
@@ -155,7 +155,7 @@ def normal_with(noise: Tensor) -> type[Normal]:
 
 
 def with_turns(episodes: Episodes, seed: int = 0) -> Episodes:
-    """The same tasks with other points in the place of turned views of the queries."""
+    """The same tasks, with random points as the rotated views of the queries."""
     generator = torch.Generator().manual_seed(seed)
     shape = *episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:]
     turned = torch.randn(shape, generator=generator, dtype=torch.float64).to(episodes.query_x)
@@ -163,7 +163,7 @@ def with_turns(episodes: Episodes, seed: int = 0) -> Episodes:
 
 
 def tasks_like(episodes: Observed, seed: int) -> Episodes:
-    """Other tasks of the same shape: of classes or of numbers."""
+    """Other tasks of the same shape, with classes or numbers as labels."""
     num_tasks, _, features = episodes.query_x.shape
     if episodes.num_classes:
         return random_tasks(num_tasks, episodes.num_classes, features=features, seed=seed)
@@ -213,7 +213,7 @@ def _with_scale(head: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A guide with its settings, and the parts that it is tried with."""
+    """A guide with its settings, and the parts with which it is tested."""
 
     guide: str = "sib"
     prior: str = "gaussian"
@@ -243,11 +243,11 @@ class Pair:
 
     @property
     def of_network(self) -> bool:
-        """Whether the latent is all weights of a network, a single row."""
+        """Whether the latent is one row with all weights of a network."""
         return self.head == "network" or (self.regression and "head" in required_by(self.model))
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
-        """Tasks that its learner is for, with turned views of the queries where it looks at them."""
+        """Tasks for the learner of this pair, with rotated views of the queries if the guide uses them."""
         tasks = self._plain_tasks(num_tasks, seed)
         return with_turns(tasks, seed) if self.settings.get("rotation_step_size") else tasks
 
@@ -258,7 +258,7 @@ class Pair:
         return random_tasks(num_tasks, seed=seed)
 
     def _in_support(self, numbers: Episodes) -> Episodes:
-        """Tasks with labels that the likelihood of the model can have: real numbers, levels (or counts), or 0 and 1."""
+        """Tasks with labels in the support of the likelihood: real numbers, levels (or counts), or 0 and 1."""
         levels = with_levels(numbers)
         support = _support_of(self)
         for tasks in (numbers, levels, replace(levels, **_halved(levels))):
@@ -292,7 +292,7 @@ class Pair:
         return regression | observe | self.model_settings
 
     def specification(self, way: int = WAY, features: int = FEATURES, particles: int = 1) -> dict[str, Any]:
-        """`way` and `features` are of classifiers; a regression has those of its tasks."""
+        """The specification of the learner. `way` and `features` are for classifiers only."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
             "prior": {**PRIORS, **FOLLOWING}.get(self.prior),
@@ -312,9 +312,9 @@ class Pair:
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
-        """With all parameters moved off their initial values, where zeros and ones would hide mistakes.
+        """The learner, with all parameters moved from their initial values: zeros and ones would hide mistakes.
 
-        Built once; every call returns a copy, and leaves the random state as the construction does.
+        The learner is built once. Every call returns a copy, and leaves the random state as the construction does.
         """
         key = repr(self), seed, str(sorted(shape.items())), torch.get_default_dtype()
         if key not in _LEARNERS:
@@ -334,7 +334,7 @@ _SUPPORTS: dict[str, Any] = {}  # by model with its settings
 
 
 def _support_of(pair: Pair) -> Any:
-    """The support of one label, from the likelihood of a learner; the random numbers of the test stay as they are."""
+    """The support of the distribution of one label. The random state of the test does not change."""
     key = f"{pair.model} {pair.model_settings}"
     if key not in _SUPPORTS:
         numbers = random_regressions(features=pair.features, targets=pair.targets).observed()
@@ -346,7 +346,7 @@ def _support_of(pair: Pair) -> Any:
 
 
 def _sib() -> list[Pair]:
-    """Every family with every prior and inner KL; the other choices take turns."""
+    """sib with several families and priors, with and without the inner KL. The other choices alternate."""
     pairs = []
     choices = product(("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0))
     for i, (family, prior, inner_kl) in enumerate(choices):
@@ -365,7 +365,7 @@ def _sib() -> list[Pair]:
 
 
 def _balanced() -> list[Pair]:
-    """Guides that are told that the queries are balanced, or that estimate their class shares."""
+    """Guides for balanced queries, and guides that estimate the class shares of the queries."""
     known = {"balance": "known"}
     steps = {"num_steps": 2, "step_size": 0.1, "inner_kl": 1.0, "synthetic_gradient": "marginal_aware"}
     pairs = [
@@ -385,7 +385,7 @@ def _balanced() -> list[Pair]:
 
 
 def _sib_savi() -> list[Pair]:
-    """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
+    """sib_savi with and without labels and noise between classes, and with objectives of several samples."""
     steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
     between, blind = {**steps, "between": 0.2}, {**steps, "label_precision": 0.0}
     pairs = [
@@ -400,9 +400,9 @@ def _sib_savi() -> list[Pair]:
 
 
 def _unbalanced_sib() -> list[Pair]:
-    """The network that sees the marginal of the queries, and the mean in place of the sum.
+    """sib with the marginal-aware network, and with the mean over queries in place of the sum.
 
-    over_batch, which mixes tasks, breaks the contract on purpose: it has a test of its own.
+    over_batch mixes tasks, so it violates the protocol by design. It has a separate test.
     """
     aware = {"synthetic_gradient": "marginal_aware", "num_steps": 2, "step_size": 0.1}
     return [
@@ -414,7 +414,7 @@ def _unbalanced_sib() -> list[Pair]:
 
 
 def _rotating_sib() -> list[Pair]:
-    """A step on the rotation loss: before the synthetic ones, with a head that nothing else trains, in their place."""
+    """sib_rotation: the rotation step before the synthetic ones, with a head that only it trains, and alone."""
     step = {"rotation_step_size": 0.1, "step_size": 0.1, "num_steps": 2}
     return [
         Pair("sib_rotation", settings={**step, "posterior": "amortized", "learn_step_size": True}),
@@ -431,7 +431,7 @@ FOR_REGRESSIONS = {"guides.exact.Guide", "guides.partial_pooling.Guide"}  # guid
 
 
 def _as_configured(path: Path) -> Pair:
-    """What a guide's YAML asks for: a new guide is tried by existing."""
+    """The pair that the YAML of a guide sets, so that a new guide is tested too."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo", "model": "few_shot_classifier"}
     parts |= {name: value for name, value in content.get("model", {}).items() if name == "observe"}
@@ -451,7 +451,7 @@ def _as_configured(path: Path) -> Pair:
 
 
 def _of_regressions() -> list[Pair]:
-    """What suits numbers: no prototypes, so sib starts from a learned constant."""
+    """Pairs for regressions. These have no prototypes, so sib starts from a learned constant."""
     start = {"initialisation": "global", "num_steps": 2, "step_size": 0.1}
     pairs = [
         *(Pair("exact", observe=observe) for observe in ("query", "support", "all")),
@@ -473,7 +473,7 @@ def _of_regressions() -> list[Pair]:
 
 
 def _of_descent() -> list[Pair]:
-    """The gradient-based guides: on the rows of a head, on a network for classes, and on one for numbers."""
+    """Gradient-based guides with the rows of a head, a network for classes, and a network for numbers."""
     two = {"num_steps": 2, "step_size": 0.1, "learn_step_size": True}
     inner = {**two, "inner_samples": 2}
     points = [
@@ -503,7 +503,7 @@ def _of_descent() -> list[Pair]:
 
 
 def _of_groups() -> list[Pair]:
-    """Effects of a task's own beside shared ones; priors and posteriors with covariances."""
+    """Models with group effects and shared effects. Priors and posteriors have covariances."""
     two = {"num_steps": 2, "step_size": 0.1}
     pairs = [
         *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "all")),
@@ -541,7 +541,7 @@ def _of_other_likelihoods() -> list[Pair]:
 
 
 def _of_base_classes() -> list[Pair]:
-    """Learning without forgetting: each inner loop, with and without the mixture as prior, and what else suits it."""
+    """Learning without forgetting: each inner loop with and without the mixture prior, and other guides that fit."""
     steps = {"num_steps": 2, "step_size": 0.1}
     any_number = {**steps, "synthetic_gradient": "equivariant"}
     pairs = [
@@ -564,7 +564,7 @@ def _of_base_classes() -> list[Pair]:
 
 @cache
 def every_pair() -> list[Pair]:
-    """All guides by their YAML, and the known ones with what else suits them."""
+    """All guides as their YAML sets them, and known guides with other parts that fit."""
     pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
     pairs += _sib() + _sib_savi() + _balanced()
     inert = {"num_steps": 0, "step_size": 0.1}

@@ -1,7 +1,7 @@
-"""Programs in a Python process of their own without the seconds that imports take, since it is forked.
+"""Runs programs in forked Python processes, which need no seconds for imports.
 
-`Forks` forks from a process that has imported torch and nothing of this package, so that a program finds everything of
-the package, and Pyro, not yet imported. `forked` forks from the process of the tests, which has imported all.
+`Forks` forks from a process that has imported torch alone, so a program itself imports Pyro and this package. `forked`
+forks from the process of the tests, which has imported everything.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Forks:
     folder: Path
 
     def run(self, program: str, *arguments: str, folder: Path = ROOT) -> Outcome:
-        """What `python -W error -c program arguments` leaves in `folder`."""
+        """Run `python -W error -c program arguments`, and return its output and exit code."""
         assert self.server.stdin is not None and self.server.stdout is not None
         files = {name: self.folder / name for name in ("stdout", "stderr")}
         job = {"program": program, "arguments": arguments, "folder": str(folder)}
@@ -80,7 +80,7 @@ class Forks:
         return Outcome(code, files["stdout"].read_text(), files["stderr"].read_text())
 
     def output_of(self, program: str, *arguments: str, folder: Path = ROOT) -> str:
-        """What a program prints that has to succeed."""
+        """The output of a program that must succeed."""
         outcome = self.run(program, *arguments, folder=folder)
         assert outcome.code == 0, outcome.err
         return outcome.out
@@ -88,7 +88,7 @@ class Forks:
 
 @contextmanager
 def forks_of_torch(folder: Path) -> Iterator[Forks]:
-    """The server, until the end of the context."""
+    """Context manager with the server."""
     pipe, environment = subprocess.PIPE, {"PYTHONPATH": str(ROOT), "PATH": ""}
     command = [sys.executable, "-W", "error", "-c", SERVER]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder) as server:
@@ -107,11 +107,11 @@ class ForkedCommand:
 
     @property
     def out(self) -> str:
-        """What it has printed."""
+        """The output so far."""
         return _written(self.stdout)
 
     def poll(self) -> int | None:
-        """The exit code, None before the end."""
+        """The exit code; None while the process runs."""
         return self.process.exitcode
 
     @property
@@ -133,7 +133,7 @@ class ForkedCommand:
 def forked(name: str, *arguments: str) -> Iterator[ForkedCommand]:
     """`python -m experiments.NAME arguments` in the current folder, for a test that sends signals to it.
 
-    The process leads a group of its own, as where a shell has started it.
+    The process leads a new process group, as if a shell had started it.
     """
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
         process = ForkProcess(target=_run, args=(name, arguments, stdout, stderr))
@@ -160,5 +160,5 @@ def _run(name: str, arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[by
 
 
 def _written(file: IO[bytes]) -> str:
-    """From the start, whatever the position, which the processes share."""
+    """Read the file from its start. The processes share the position in the file."""
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()

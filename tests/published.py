@@ -19,7 +19,7 @@ PER_CLASS = 3
 
 
 def pictures(split: str, side: int = 84) -> dict[str, np.ndarray]:
-    """Images [3, side, side, 3] of each class: smooth, all different, their colours far apart."""
+    """Images [3, side, side, 3] of each class. They are smooth and differ clearly in colour."""
     ramp = np.arange(side, dtype=np.uint8)
     made = {}
     for name in WNIDS[split]:
@@ -62,7 +62,7 @@ def write_cache(folder: Path) -> None:
 
 
 def write_category(folder: Path) -> None:
-    """Labels of val and test go on where those of train end; keys of one file are bytes, as of Python 2."""
+    """Labels of val and test continue those of train. The keys of one file are bytes, as in pickles of Python 2."""
     first = 0
     for split, phase in {"train": "train_phase_train", "val": "val", "test": "test"}.items():
         images = pictures(split)
@@ -106,7 +106,7 @@ def write_leo(folder: Path) -> None:
 
 
 def write_folder(folder: Path, listed: bool = False) -> None:
-    """Folders of classes with images of two sizes, a hidden file and one that is no image."""
+    """Write folders of classes with images of two sizes, a hidden file, and a file that is not an image."""
     for split in WNIDS:
         for name, images in pictures(split, 24).items():
             inner = folder / name if listed else folder / split / name
@@ -120,7 +120,7 @@ def write_folder(folder: Path, listed: bool = False) -> None:
 
 
 def write_archive(path: Path, classes: list[str], **changed: Any) -> Mapping[str, np.ndarray]:
-    """cifar-100-python.tar.gz with 2 training and 1 test image of each class; the images of each."""
+    """Write cifar-100-python.tar.gz with 2 training and 1 test image of each class, and return the images by class."""
     images = np.random.default_rng(0).integers(0, 256, (3 * len(classes), 3072), dtype=np.uint8)
     labels = list(range(len(classes))) * 3
     cut = 2 * len(classes)
@@ -139,7 +139,7 @@ def write_archive(path: Path, classes: list[str], **changed: Any) -> Mapping[str
 
 
 def write_digits(folder: Path, side: int = 8) -> None:
-    """Files of digits: a drawing holds its number in its first two pixels, and what tells its class below them."""
+    """Write files of digits. The first two pixels of an image give its number, the pixels below give its class."""
     noise = np.random.default_rng(0)
 
     def digits(num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +163,7 @@ def write_digits(folder: Path, side: int = 8) -> None:
 
 
 def write_pacs(folder: Path, per_class: int = 4, split_files: bool = True) -> None:
-    """kfold/DOMAIN/CLASS/NAME of one colour each, and the lists of both parts."""
+    """Write images kfold/DOMAIN/CLASS/NAME of one colour each, and the lists of training and validation images."""
     domains = {"art_painting": ".jpg", "cartoon": ".jpg", "photo": ".jpg", "sketch": ".png"}
     classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     for place, (domain, suffix) in enumerate(domains.items()):

@@ -1,4 +1,4 @@
-"""Is the ablation a study whose rows are configurations, and does its table say what the runs say?"""
+"""The rows of an ablation are valid configurations, and its table agrees with the runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def lines_of(folder: Path) -> list[dict[str, str]]:
 
 
 def leading(cell: str) -> float:
-    """41.2 of `41.2 +- 3.0`: rounded, so a tie may have gone either way."""
+    """The mean 41.2 of a cell `41.2 +- 3.0`. It is rounded, so ties may be rounded up or down."""
     return float(cell.partition(" +- ")[0])
 
 

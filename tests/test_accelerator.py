@@ -44,7 +44,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def on_twin(backend: Path) -> Iterator[On]:
-    """A spawned process takes its sys.path from this one, and there finds the device when it imports torch."""
+    """Call functions in a spawned process. It inherits sys.path, and so finds the device when it imports torch."""
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, get_context("spawn"), one_thread) as pool:
         patch.syspath_prepend(backend)
         yield lambda function, *arguments: pool.submit(function, *arguments).result(120)
@@ -55,7 +55,7 @@ def one_thread() -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Bit for bit."""
+    """Whether two lists of tensors are equal bit for bit."""
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
@@ -118,7 +118,7 @@ def test_numbers_and_indices_of_the_cpu_are_not(on_twin: On) -> None:
 
 
 def drawn(device: str) -> list[Tensor]:
-    """From the device's default generator, and from one of the caller's."""
+    """Random draws from the default generator of the device, and from a given generator."""
     torch.manual_seed(3)
     ones, own = torch.ones(40, device=device), Generator(device=device).manual_seed(5)
     draws = [torch.randn(5, device=device), torch.rand(40, device=device), torch.randperm(9, device=device)]
@@ -130,7 +130,7 @@ def drawn(device: str) -> list[Tensor]:
 
 
 def algebra(device: str) -> list[Tensor]:
-    """Linear algebra, indices, masks, sorting, and derivatives of functions."""
+    """Results of linear algebra, indices, masks, sorting, and derivatives of functions."""
     a = torch.randn(4, 4, generator=Generator().manual_seed(0)).to(device)
     spd, index, mask = a @ a.mT + torch.eye(4, device=device), torch.tensor([[1, 2]], device=device), a > 0
     found = [torch.linalg.cholesky(spd), torch.linalg.solve(spd, a), *torch.linalg.eigh(spd), torch.logdet(spd)]
@@ -150,7 +150,7 @@ def network() -> nn.Module:
 
 
 def trained(device: str, settings: dict[str, Any]) -> list[Tensor]:
-    """A convolutional network after five steps of Adam, its gradients clipped."""
+    """A convolutional network after five steps of Adam with clipped gradients."""
     net, noise = network().to(device), Generator().manual_seed(1)
     images, labels = torch.randn(8, 1, 8, 8, generator=noise), torch.randint(0, 3, (8,), generator=noise)
     optimizer = torch.optim.Adam(net.parameters(), 0.01, **settings)
@@ -166,7 +166,7 @@ def trained(device: str, settings: dict[str, Any]) -> list[Tensor]:
 
 
 def inferred(device: str) -> list[Tensor]:
-    """What Pyro's SVI has made of a normal model after ten steps."""
+    """The parameters of a normal model after ten steps of Pyro's SVI."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     data = torch.randn(20, generator=Generator().manual_seed(2)).to(device)
@@ -197,7 +197,7 @@ def test_numbers_are_those_of_the_cpu(function: Any, arguments: Any, on_twin: On
 
 
 def states_of_generators() -> bool:
-    """Each generator has its own, which can be set back; the CPU's does not move."""
+    """Whether states of the device's generators can be restored, and the state of the CPU does not change."""
     module, on_cpu = torch.get_device_module(TWIN), torch.get_rng_state()
     state, first = module.get_rng_state(), torch.rand(4, device=TWIN)
     module.set_rng_state(state)
@@ -273,7 +273,7 @@ def finished(*settings: str) -> None:
 
 
 def assert_same_runs(folder: Path, other: Path) -> None:
-    """Metrics, logged lines and weights, bit for bit; not the settings, which name the device."""
+    """Check that metrics, logged lines and weights are equal bit for bit. The settings differ in the device."""
     figures, others = (
         {k: v for k, v in figures_of(run).items() if k not in ("config", "device")} for run in (folder, other)
     )

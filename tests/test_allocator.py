@@ -1,4 +1,4 @@
-"""Does a process that keeps its freed memory get the next array without asking the system for it?"""
+"""A process that keeps freed memory allocates the next array without a request to the operating system."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_the_same_memory_serves_every_step() -> None:
 
 
 def faults(kept: bool) -> int:
-    """Page faults of ten rounds in a new process, not a forked one, which inherits free memory of the other."""
+    """Page faults of ten rounds in a new process. A forked process would inherit free memory."""
     command = [sys.executable, "-c", FAULTS.format(kept=kept)]
     return int(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -141,7 +141,7 @@ def test_rows_of_zeros_do_not_move_the_others(guide: str, points: str, dimension
 
 
 def _empty(x: Tensor) -> Tensor:
-    """Forty rows of zeros, which count."""
+    """Forty rows of zeros that are not masked."""
     return torch.full((3, 40, *x.shape[2:]), x.dtype == torch.bool, dtype=x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Is an argument that no prediction can use refused in one line, with the value that is wrong?"""
+"""Arguments that no prediction can use are refused with a one-line message that states the wrong value."""
 
 from __future__ import annotations
 

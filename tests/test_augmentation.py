@@ -1,4 +1,4 @@
-"""Are the changes of images what they are named, each image with its own?"""
+"""Augmentations of images do what their names say, with other random numbers for each image."""
 
 from __future__ import annotations
 

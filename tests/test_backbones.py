@@ -1,4 +1,4 @@
-"""Are the backbones those of the papers, layer for layer as far as a count can tell, and usable on any image?"""
+"""Backbones: published numbers of parameters, layers, and features of any image."""
 
 from __future__ import annotations
 

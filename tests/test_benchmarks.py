@@ -118,7 +118,7 @@ def test_the_three_meta_steps_of_maml_are_the_same(num_steps: int) -> None:
 
 
 def _weights() -> Tensor:
-    """1761 numbers in the network's order: matrix and bias, layer by layer."""
+    """1761 weights in the order of the network: matrix and bias of each layer."""
     return 0.2 * torch.randn(1761, generator=torch.Generator().manual_seed(0))
 
 

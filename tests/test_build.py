@@ -1,4 +1,4 @@
-"""Is every mistake in a specification, a checkpoint or an array named in one line, and in time?"""
+"""Mistakes in a specification, a checkpoint or an array give a one-line message before anything is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIB = {"_target_": "guides.sib.Guide"}
 
 
 class Example:
-    """A part with an argument of every kind that is judged."""
+    """A part with an argument of every type that is checked."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ HERE = (f"{__name__.rpartition('.')[0]}.",)
 
 
 def refuses(message: str) -> Any:
-    """One line of text, which says what was expected."""
+    """Context manager that expects a UsageError with this message."""
     return pytest.raises(UsageError, match=message)
 
 
@@ -187,7 +187,7 @@ from pyro_metabayes.guides.proto import Guide as Proto  # noqa: E402  # beside t
 
 
 class OwnGuide(Proto):
-    """Someone's own guide, outside our folders."""
+    """A guide of a user, outside the folders of this repository."""
 
 
 # ---------------------------------------------------------------- save and load
@@ -223,7 +223,7 @@ def test_a_saved_learner_predicts_the_same(pair: Pair, tmp_path: Path) -> None:
 
 
 def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda state: None) -> Path:
-    """A checkpoint on disk, changed."""
+    """The path of a saved checkpoint, after a change."""
     state = {"learner": copy.deepcopy(Pair("mean_field").learner().portable())}
     change(state)
     torch.save(state, tmp_path / "learner.pt")
@@ -274,7 +274,7 @@ def test_the_best_learner_of_a_run_is_loaded(tmp_path: Path) -> None:
 
 
 class Dangerous:
-    """Pickles to a call that leaves a file behind."""
+    """An object whose pickle calls a function that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

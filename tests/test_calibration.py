@@ -1,4 +1,4 @@
-"""Are calibration figures right where the truth is known, and does simulation-based calibration find what is wrong?"""
+"""Calibration metrics for known truths, and simulation-based calibration of right and wrong posteriors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.pairs import REGRESSIONS, Pair, random_regressions, random_tasks
 
 
 def softmaxes(num_tasks: int, queries: int, classes: int, sharp: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Probabilities, and labels that are drawn from them: calibrated, and too sure if made sharper afterwards."""
+    """Probabilities, and labels drawn from them. They are calibrated for sharp = 1, and overconfident for sharp > 1."""
     logits = 1.5 * torch.randn(num_tasks, queries, classes)
     labels = torch.distributions.Categorical(logits=logits).sample()
     return (sharp * logits).softmax(-1), labels
@@ -135,7 +135,7 @@ def test_entropy_tells_classes_apart_that_are_far_from_all_others() -> None:
 
 
 class Rescaled(pyro_metabayes.Guide):
-    """The exact posterior with another spread, or another mean, in units of its sd; None: the prior."""
+    """The exact posterior with its sd times a factor, and its mean shifted by sds. For factor=None the prior."""
 
     def __init__(self, model: Any, factor: float | None = 1.0, shift: float = 0.0) -> None:
         super().__init__(model)

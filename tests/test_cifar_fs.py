@@ -1,4 +1,4 @@
-"""Are the images of CIFAR-FS and FC100 those of CIFAR-100, in the published classes, and is a damaged sheet named?"""
+"""CIFAR-FS and FC100 have the images of CIFAR-100 in the published classes. Damaged image sheets are named."""
 
 from __future__ import annotations
 

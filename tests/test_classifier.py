@@ -46,7 +46,7 @@ def learner_of(guide: str, input_shape: list[int], num_classes: int = 3, **setti
 
 
 def task(*shape: int, num_classes: int = 3, shots: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Support inputs, their labels, query inputs; classes far from each other."""
+    """Support inputs, support labels and query inputs of well-separated classes."""
     generator = np.random.default_rng(0)
     labels = np.tile(np.arange(num_classes), shots)
     centres = 4 * generator.normal(size=(num_classes, *shape))

@@ -1,4 +1,4 @@
-"""What is imported when: a help text needs no torch, an error of the settings nothing that only a training needs."""
+"""Imports: --help does without torch, an error in the settings without modules that only training needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ except SystemExit as stop:
 
 
 def output_without_torch(program: str, folder: Path | None = None) -> str:
-    """What a Python process prints that has imported nothing before; with `forks` it has imported torch."""
+    """The output of a program in a new Python process, which has not imported torch."""
     command = [sys.executable, "-W", "error", "-c", program]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
@@ -44,12 +44,12 @@ def output_without_torch(program: str, folder: Path | None = None) -> str:
 
 
 def first_print(names: tuple[str, ...], *arguments: str) -> str:
-    """The program of a command that ends at its first line and names the modules that are loaded."""
+    """A program that runs a command until its first printed line, and then prints which of these modules are loaded."""
     return FIRST_PRINT.format(names=names, arguments=["metabayes", *arguments])
 
 
 def loaded(output: str) -> set[str]:
-    """The modules that the last line of such a program names."""
+    """The modules in the last line that the program of `first_print` prints."""
     marker, *names_loaded = output.splitlines()[-1].split()
     assert marker == "loaded", output
     return set(names_loaded)

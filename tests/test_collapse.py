@@ -1,4 +1,4 @@
-"""Does the Monte-Carlo objective pull a prior to a point, and do the figures tell? Signs, and closed forms."""
+"""Collapse of priors under the Monte-Carlo objective and its metrics: signs of gradients, closed forms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def double() -> None:
 
 
 class FreeGuide(pyro_metabayes.Guide):
-    """N(loc, exp(log_variance)) of every weight of every task by itself: [T, *W], drawn with the noise it is given."""
+    """N(loc, exp(log_variance)) with free parameters for each weight of each task [T, *W]. The noise may be given."""
 
     def __init__(self, model: pyro_metabayes.Model, loc: Tensor, log_variance: Tensor) -> None:
         super().__init__(model)
@@ -55,7 +55,7 @@ class FreeGuide(pyro_metabayes.Guide):
         return self.family(self.loc, (0.5 * self.log_variance).exp()).to_event(2)
 
     def slope(self, objective: MonteCarlo, episodes: Episodes, noise: Tensor | None = None) -> Tensor:
-        """d loss / d log variance, of each weight of each task."""
+        """The gradient of the loss in the log variance of each weight of each task."""
         self.family = Normal if noise is None else normal_with(noise)
         self.zero_grad()
         objective.differentiable_loss(self.model, self, episodes).backward()
@@ -152,7 +152,7 @@ def test_the_objective_is_at_rest_at_the_truth() -> None:
 
 
 def regression_with_prior(scale: float, loc: float = 5.0) -> MetaLearner:
-    """The mean of a Gaussian, its prior N(loc, scale^2); q is the prior but for 0.1 in its mean."""
+    """A learner of a Gaussian mean with prior N(loc, scale^2) and q = N(loc + 0.1, scale^2)."""
     learner: Any = Pair("mean_field", model="gaussian_mean").learner()
     with torch.no_grad():
         learner.model.prior_over_weights.loc.fill_(loc)
@@ -349,7 +349,7 @@ def test_the_true_posterior_of_spinning_lines_takes_their_information() -> None:
 
 
 def scores(probabilities: list[list[float]]) -> dict[str, float]:
-    """Of one query with label 0, p(y | w_l) given for each draw."""
+    """Scores of one query with label 0, from probabilities p(y | w_l) for each draw."""
     log_probs = torch.tensor(probabilities).log().view(len(probabilities), 1, 1, -1)
     labels, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     return {name: value.item() for name, value in scores_of(Categorical(logits=log_probs), labels, mask).items()}

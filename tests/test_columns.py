@@ -1,4 +1,4 @@
-"""Are the columns of a table of groups standardised whatever their units, and are those of no use named?"""
+"""Columns of a table of groups are standardised whatever their units. Useless columns are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = st.sampled_from([1.0, 1e-9, 1e-4, 3e3, 1e9, 1e150, 1e-150])
 
 
 def rows_of(seed: int = 0) -> np.ndarray:
-    """Columns x, z and y [N, 3] of groups with lines of their own."""
+    """Columns x, z and y [N, 3] of groups with different intercepts and slopes."""
     noise = np.random.default_rng(seed)
     x, z = np.tile(np.arange(ROWS) * 1.0, GROUPS), noise.normal(size=GROUPS * ROWS)
     effects = np.repeat(noise.normal(size=(GROUPS, 2)), ROWS, axis=0)

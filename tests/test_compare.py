@@ -1,4 +1,4 @@
-"""Do `experiments.compare` and `experiments.evaluate` say what the runs say?"""
+"""The output of `experiments.compare` and `experiments.evaluate` agrees with the runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def runs(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compared(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The folder of the comparison, sib_delta as the baseline, and what was printed."""
+    """The folder and the output of the comparison, with sib_delta as the baseline."""
     out = tmp_path_factory.mktemp("comparison")
     return out, ran(
         "compare", *(str(runs / f"{guide}{seed}") for guide in GUIDES for seed in (0, 1)), "--out", str(out)

@@ -32,7 +32,7 @@ def double() -> None:
 
 
 def moved(prior: Any) -> Any:
-    """With parameters off their initial values."""
+    """The prior, with parameters moved from their initial values."""
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

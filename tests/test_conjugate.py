@@ -1,4 +1,4 @@
-"""Are the closed forms closed forms? Against numerical integration, dense Gaussians, and the objectives."""
+"""Closed forms of conjugate models, compared with numerical integration, dense Gaussians and objectives."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tasks_of(name: str, **shape: Any) -> Episodes:
 
 
 def observed_points(episodes: Episodes, task: int, observe: str) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of one task that a model with this `observe` conditions on, masks taken off."""
+    """The unmasked inputs and labels of one task that a model with this `observe` conditions on."""
     sets = {"query": ("query",), "support": ("support",), "all": ("support", "query")}[observe]
     x, y = (
         torch.cat([getattr(episodes, f"{of}_{what}")[task][getattr(episodes, f"{of}_mask")[task]] for of in sets])
@@ -58,7 +58,7 @@ def observed_points(episodes: Episodes, task: int, observe: str) -> tuple[Tensor
 
 
 def dense_evidence(model: Any, episodes: Episodes, observe: str) -> Tensor:
-    """log p(labels | inputs) [T] of those labels, w integrated out: one dense Gaussian for each output of each task."""
+    """The log evidence [T] of the observed labels, from one dense Gaussian per output and task."""
     prior = model.prior_over_weights
     loc, covariance = prior.loc.detach(), torch.diag(prior.log_scale.detach().exp().square())
     total = torch.zeros(episodes.num_tasks)
@@ -122,7 +122,7 @@ def test_the_evidence_is_that_of_a_dense_gaussian(name: str) -> None:
 
 
 def gaussians_over(shape: tuple[int, ...]) -> dict[str, TorchDistribution]:
-    """A diagonal and a full Gaussian over w, batch and event of this shape [T, Y, D]."""
+    """Diagonal and full Gaussians over w of this shape [T, Y, D]."""
     generator = torch.Generator().manual_seed(0)
     loc, scale = torch.randn(shape, generator=generator), 0.3 + torch.rand(shape, generator=generator)
     factor = torch.randn(*shape, shape[-1], generator=generator).tril(-1) + torch.diag_embed(scale)
@@ -262,7 +262,7 @@ def test_only_the_posterior_of_what_is_observed_gives_the_evidence(name: str, ob
 
 
 class GivenPosterior(pyro_metabayes.Guide):
-    """q as it was made, in training and at test."""
+    """A guide that returns a given q, in training and at test."""
 
     def __init__(self, model: pyro_metabayes.Model, q: TorchDistribution) -> None:
         super().__init__(model)
@@ -273,7 +273,7 @@ class GivenPosterior(pyro_metabayes.Guide):
 
 
 def every_sign(shape: tuple[int, int]) -> Tensor:
-    """[2^D, 1, Y, D]: rows of w are apart in the likelihood, so that they may share their signs."""
+    """All combinations of D signs [2^D, 1, Y, D]. Rows share signs, since rows are separate in the likelihood."""
     signs = torch.tensor(list(product((-1.0, 1.0), repeat=shape[1])))
     return signs.view(-1, 1, 1, shape[1]).expand(-1, 1, *shape)
 
@@ -303,7 +303,7 @@ def test_the_gap_of_the_bound_is_the_kl_to_the_posterior(
 
 
 def precision(exact: TorchDistribution) -> Tensor:
-    """[T, Y, D, D]"""
+    """The precision matrices [T, Y, D, D] of a Gaussian."""
     base: Any = exact.base_dist
     return base.precision_matrix if isinstance(base, MultivariateNormal) else torch.diag_embed(1 / base.variance)
 
@@ -359,7 +359,7 @@ def test_masks_and_scales_of_plain_pyro_count() -> None:
 
 
 class SumsTasksInTheLog(ImportanceWeighted):
-    """The planted fault: one average of the products over all tasks."""
+    """A faulty objective, which averages the product over all tasks instead of each task."""
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         (data,) = args

@@ -1,9 +1,9 @@
-"""Does every guide, prior and head obey the protocol? Found in the folders: a new file is tested by existing.
+"""Every guide, prior and head obeys the protocol. The files are found in their folders, so new files are tested too.
 
-Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. Shapes, sites,
-labels, gradients and transduction are tried for all pairs. What costs more is tried for pairs that cover all parts and
-settings, and every guide with every model (`tests/covering.py`), axes of samples without the settings, scores for pairs
-that cover all parts, and everything for all pairs with `-m slow`.
+Each requirement is a function `check_...`. The second half of the file tests these functions on faulty guides. Checks
+of shapes, sites, labels, gradients and transduction run for all pairs. Slower checks run for pairs that cover all parts
+and settings, and every guide with every model (`tests/covering.py`). Checks of sample axes leave out the settings.
+Checks of scores cover the parts alone. With `-m slow` all checks run for all pairs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def double() -> None:
 
 
 def moments(distribution: TorchDistribution) -> dict[str, Tensor]:
-    """Numbers that pin a posterior down: its mean and, where it has a density, its variance; a flow at two points."""
+    """Numbers that identify a posterior: mean, and variance if it has a density; for a flow, values at two points."""
     inner = innermost(distribution)
     if isinstance(inner, TransformedDistribution):
         points = [torch.full(inner.base_dist.batch_shape + inner.base_dist.event_shape, at) for at in (-1.0, 0.5)]
@@ -111,20 +111,20 @@ def shuffled(x: Tensor, order: Tensor) -> Tensor:
 
 
 def predicted(likelihood: TorchDistribution) -> Tensor:
-    """Numbers that pin a prediction down [L, T, Q, C or Y]: probabilities, or means."""
+    """Numbers that identify a prediction [L, T, Q, C or Y]: probabilities or means."""
     inner: Any = innermost(likelihood)
     return inner.probs if isinstance(inner, Categorical) else inner.mean
 
 
 def relabelled(episodes: Episodes) -> Tensor:
-    """Other labels of the queries: another class each, or numbers with noise upon them."""
+    """Other query labels: another class, or a number with added noise."""
     if episodes.num_classes:
         return (episodes.query_y + 1) % episodes.num_classes
     return episodes.query_y + torch.randn_like(episodes.query_y)
 
 
 def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
-    """The same tasks with garbage among their points, masked."""
+    """The same tasks with additional masked points that have arbitrary values."""
 
     def widen(x: Tensor, garbage: Tensor) -> Tensor:
         return torch.cat((garbage[:, :1], x, garbage[:, 1:]), dim=1)
@@ -172,7 +172,7 @@ def check_same_sites(model: pyro_metabayes.Model, guide: Callable[..., Any], epi
 
 
 def check_no_label_leak(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
-    """Neither labels that are smuggled in nor labels seen in training move `posterior`."""
+    """Check that `posterior` depends neither on passed query labels nor on labels that were seen in training."""
     expected = posterior_of(guide, episodes.observed())
     for smuggled in (episodes, replace(episodes, query_y=relabelled(episodes))):
         assert_same(posterior_of(guide, smuggled), expected, "query labels move the posterior")
@@ -205,7 +205,7 @@ def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bo
 
 
 def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
-    """Garbage behind a mask moves no posterior and no term of a loss."""
+    """Check that masked points change neither the posterior nor a term of the loss."""
     more = padded(episodes)
     expected = posterior_of(learner.guide, episodes.observed())
     assert_same(posterior_of(learner.guide, more.observed()), expected, "masked points move the posterior")
@@ -218,7 +218,7 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
 
 
 def check_masked_scores(learner: MetaLearner, episodes: Episodes) -> None:
-    """Nor any score of an evaluation."""
+    """Check that masked points change no score of an evaluation."""
     results = [
         evaluate(
             learner, stream_of(data), EvalSettings(episodes.num_tasks, 4, number_samples=4), seed=3, progress=False
@@ -230,7 +230,7 @@ def check_masked_scores(learner: MetaLearner, episodes: Episodes) -> None:
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without the seconds and what is null, on one level."""
+    """The metrics as a flat mapping, without times and null values."""
     flat: dict[str, Any] = {}
     for name, value in figures.items():
         flat |= (
@@ -240,7 +240,7 @@ def _plain(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
-    """The order of the points of a set is nothing that a guide may use; predictions follow the queries."""
+    """Check that the posterior does not depend on the order of points, and that predictions follow the queries."""
     observed = episodes.observed()
     expected = posterior_of(learner.guide, observed)
     support = torch.rand(observed.support_mask.shape).argsort(-1)
@@ -259,7 +259,7 @@ def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
 
 
 def check_class_order(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
-    """Renaming the classes, or the outputs of a regression, renames the rows of w, and nothing else."""
+    """Check that renaming classes, or outputs of a regression, renames the rows of w and has no other effect."""
     observed = episodes.observed()
     new_name = torch.randperm(observed.num_classes or observed.support_y.shape[-1]).roll(1)
     if observed.num_classes:
@@ -273,7 +273,7 @@ def check_class_order(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
 
 
 def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
-    """`transductive` is true exactly where query inputs move the posterior."""
+    """Check that `transductive` is true if, and only if, query inputs change the posterior."""
     expected = posterior_of(guide, observed)
     elsewhere = replace(observed, query_x=observed.query_x.flip(-1))
     fewer = observed.change_queries(lambda x: x[:, 1:])
@@ -285,7 +285,7 @@ def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
 
 
 def check_without_gradients(guide: pyro_metabayes.Guide, observed: Observed) -> None:
-    """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
+    """Check that no_grad and inference_mode do not change the posterior."""
     expected = posterior_of(guide, observed)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -294,7 +294,7 @@ def check_without_gradients(guide: pyro_metabayes.Guide, observed: Observed) -> 
 
 
 def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[[str], bool]) -> None:
-    """Every parameter that requires a gradient gets a finite one, not 0; `without` names exceptions."""
+    """Check that each parameter that requires a gradient gets a finite one other than 0, except those of `without`."""
     torch.manual_seed(5)
     learner(episodes)["loss"].backward()
     for name, parameter in learner.named_parameters():
@@ -308,7 +308,7 @@ def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[
 
 
 def check_predictive(learner: MetaLearner, observed: Observed) -> None:
-    """pyro.infer.Predictive and our own posterior_predictive, vectorised, with and without gradients."""
+    """Check the shapes of pyro.infer.Predictive and of posterior_predictive, both vectorised and without gradients."""
     num_tasks, num_queries = observed.query_x.shape[:2]
     event = learner.model.event_shape(observed)
     for mode in (torch.no_grad, torch.inference_mode):
@@ -324,7 +324,7 @@ def check_predictive(learner: MetaLearner, observed: Observed) -> None:
 
 
 def check_noise_by_task(learner: MetaLearner, episodes: Episodes, num_processes: int = 2) -> None:
-    """The noise of a task does not depend on how many processes there are: every draw with a task axis names it."""
+    """Check that the noise of a task does not depend on the number of processes."""
     size = episodes.num_tasks // num_processes
     parts = [(replace(episodes), 0, 1)]
     parts += [(episodes.tasks(slice(r * size, r * size + size)), r, num_processes) for r in range(num_processes)]
@@ -389,7 +389,7 @@ def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) 
 
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
-    """Names of the parameters that the loss of a pair does not depend on, and why."""
+    """A function that says whether the loss of a pair does not depend on the parameter of a name."""
     with_network = ("sib", "sib_ablation", "sib_rotation", "sib_savi")
     has_steps = pair.guide in with_network and pair.settings.get("num_steps", 3) > 0
     rotates = bool(pair.settings.get("rotation_step_size"))
@@ -532,7 +532,7 @@ def test_every_file_is_tried() -> None:
 
 
 class Honest(pyro_metabayes.Guide):
-    """N(class mean, 1): keeps every promise."""
+    """N(class mean, 1), which obeys the protocol."""
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return Normal(self.mean(observed), 1.0).to_event(2)
@@ -696,14 +696,14 @@ def test_a_planted_fault_is_caught(fault: type[pyro_metabayes.Guide], check: str
 
 
 class HonestOfNumbers(pyro_metabayes.Guide):
-    """N(sum of an output's support labels, 1) in every weight: the same promises, kept in a regression."""
+    """N(sum of the support labels of an output, 1) for each weight: a guide for regressions that obeys the protocol."""
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         shape = observed.num_tasks, *self.model.event_shape(observed)
         return Normal(self.mean(observed).unsqueeze(-1).expand(shape), 1.0).to_event(2)
 
     def mean(self, observed: Observed) -> Tensor:
-        """[T, Y]"""
+        """The sums of the support labels [T, Y]."""
         return (observed.support_y * observed.support_mask.unsqueeze(-1)).sum(1)
 
 
@@ -754,7 +754,7 @@ def test_a_planted_fault_is_caught_in_a_regression(fault: type[pyro_metabayes.Gu
 
 
 class Unmasked(pyro_metabayes.Model):
-    """The few-shot classifier with a mask that is lost, or on the wrong set."""
+    """The few-shot classifier with a missing mask, or the mask of the wrong set."""
 
     def __init__(self, inner: pyro_metabayes.Model, wrong: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rank-normalised R-hat and effective sample sizes: those of ArviZ, and chains whose answer is known."""
+"""Rank-normalised R-hat and effective sample sizes, compared with ArviZ and for chains with known values."""
 
 from __future__ import annotations
 

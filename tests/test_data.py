@@ -40,8 +40,8 @@ def bank() -> Bank:
 
 
 def numbered(sizes: list[int], pairs: int = 0) -> Bank:
-    """A bank whose inputs are their row numbers; all classes train; the first `pairs` rows of each class
-    have partners among those that follow."""
+    """A bank whose inputs are row numbers and whose classes are all training classes. The first `pairs` rows of a class
+    have the next `pairs` rows as partners."""
     starts = np.cumsum(sizes) - sizes
     partner = torch.arange(sum(sizes))
     for start in starts:
@@ -68,7 +68,7 @@ def equal(a: Episodes, b: Episodes) -> bool:
 
 
 def chi_square_bound(degrees: int) -> float:
-    """The quantile that chi-square exceeds at FAILURE_RATE (Wilson and Hilferty)."""
+    """The value that chi-square exceeds with probability FAILURE_RATE (approximation of Wilson and Hilferty)."""
     normal = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - FAILURE_RATE, dtype=torch.float64))
     spread = 2 / (9 * degrees)
     return degrees * (1 - spread + float(normal) * math.sqrt(spread)) ** 3

@@ -1,4 +1,4 @@
-"""Are maml and its kin the published algorithms? Against closed forms, and loops written out by hand."""
+"""maml and related guides, compared with closed forms and explicit loops of the published algorithms."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_descent_in_a_linear_model_is_the_map_estimate() -> None:
 
 
 def by_hand(learner: MetaLearner, episodes: Episodes, num_steps: int) -> Tensor:
-    """MAML's loss, task after task, by autograd alone; the rate is of the mean squared error."""
+    """MAML's loss by a loop over tasks and autograd. The step size is for the mean squared error."""
     guide: Any = learner.guide
     model: Any = learner.model
     total = torch.zeros(())

@@ -1,4 +1,4 @@
-"""Which device a run takes, where its bank lies, and whether random states survive another device."""
+"""The device of a run, the memory of its bank, and random states that were saved on another device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Kind:
-    """What torch says of a kind of device that this machine does not have."""
+    """A fake torch module of a kind of device that this machine does not have."""
 
     def __init__(self, count: int, free: int = 2**30) -> None:
         self.count, self.free = count, free
@@ -157,4 +157,4 @@ def test_double_precision_is_taken_where_there_is_any() -> None:
 def test_the_help_explains_the_devices() -> None:
     help_text = " ".join(ran("run", "--help").out.split())
     assert "auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1" in help_text
-    assert "data.device: memory of the inputs, auto" in help_text
+    assert "data.device, the memory for the inputs: cpu" in help_text

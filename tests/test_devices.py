@@ -1,4 +1,4 @@
-"""Is a job on several processes the job of one? Which tasks each takes, with which noise, and how it ends."""
+"""A job on several processes equals the job on one: tasks, noise, results, and errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BAD = {"stop": "diverged: first non-finite value at step 2: ", "skip": ""}  # by
 
 
 def poisoned(generator: Generator) -> Episodes:
-    """A block of tasks of which one is not finite: of the second step, and there of the second process."""
+    """A block of tasks in which one task of the second process in the second step is not finite."""
     tasks = drawn(generator)
     tasks.query_x[2 * TASKS - 1] = torch.nan
     return tasks
@@ -69,7 +69,7 @@ def drawn(generator: Generator) -> Episodes:
 
 
 def trained(fabric: Fabric, folder: Path, pair: Pair, draw: Any = drawn, **changed: Any) -> dict[str, Any]:
-    """Terms and gradients of the first step of a run, and its end."""
+    """Train, and return terms and gradients of the first step, and the final state."""
     learner = pair.learner(seed=0, particles=2)
     torch.manual_seed(0)
     training = MetaTraining(
@@ -93,14 +93,14 @@ def trained(fabric: Fabric, folder: Path, pair: Pair, draw: Any = drawn, **chang
 
 
 def every_case(fabric: Fabric, folder: Path) -> dict[str, dict[str, Any]]:
-    """In float64; every process of a job trains them in this order."""
+    """Train all cases in float64. All processes of a job train them in the same order."""
     torch.set_default_dtype(torch.float64)
     cases = {name: trained(fabric, folder / name, pair) for name, pair in PAIRS.items()}
     return cases | {on_nan: trained(fabric, folder / on_nan, PAIRS["savi"], poisoned, on_nan=on_nan) for on_nan in BAD}
 
 
 def fitted(folder: Path) -> dict[str, Any]:
-    """A training by `fit` that gets worse, is continued after two steps, and runs out of patience."""
+    """A training by `fit` whose loss rises. It is continued after two steps, and stops when its patience ends."""
     called: list[int] = []
     for steps in (2, 20):
         learner = PAIRS["savi"].learner(seed=0, particles=2)
@@ -128,7 +128,7 @@ def fitted(folder: Path) -> dict[str, Any]:
 
 
 def second(folder: Path) -> None:
-    """What the second process does."""
+    """The program of the second process."""
     torch.set_num_threads(1)
     with process_group():
         every_case(fabric_in_group(torch.device("cpu")), folder)
@@ -137,7 +137,7 @@ def second(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, Path]]:
-    """Every case with one process and with two, of which this is the first, and where they have left their files."""
+    """The results of all cases with one process, and with two (this is the first), and the folder of their files."""
     folder = tmp_path_factory.mktemp("devices")
     with pytest.MonkeyPatch.context() as patch:
         job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}

@@ -1,7 +1,7 @@
-"""Do the commands, the code and the links of README.md, docs/ and the other pages work as they stand there?
+"""The commands, the code and the links of README.md, docs/ and the other pages work as written.
 
-Blocks marked `bash` or `python` are run, one after the other, at a size for tests. Every other command (blocks marked
-`sh`, indented ones, those within a line) is composed: its settings, their types and the parts that they name.
+Blocks marked `bash` or `python` are run in order, with small sizes. Every other command (blocks marked `sh`, indented
+blocks, commands within a line) is only composed, which checks the names and types of its settings.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def run_line(line: str) -> None:
-    """One command of a page; a study that takes minutes is left to the reader."""
+    """Run one command of a page. Studies that take minutes are left out."""
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -88,7 +88,7 @@ def run_line(line: str) -> None:
 
 
 def commands_of(text: str) -> Iterator[str]:
-    """Every command of a page but those that are run, its variables filled in."""
+    """Every command of a page that is not run, with its variables filled in."""
     text = BLOCK.sub("", text)
     variables = dict(VARIABLE.findall(text))
     for found in COMMAND.finditer(text):
@@ -116,13 +116,13 @@ def test_other_commands_compose(page: str) -> None:
 
 
 def without_numbers(command: str) -> str:
-    """Commands that differ in numbers alone are composed once; one of a list of numbers stands for all."""
+    """The command with fixed numbers, so that commands that differ only in numbers are composed once."""
     command = re.sub(r"\b(seed|task\.\w+|eval\.tasks)=\d+", r"\1=2", command)
     return re.sub(r"(=[\d.e-]+)(,[\d.e-]+)+(?= |$)", r"\1", command)
 
 
 def compose(name: str, arguments: Sequence[str]) -> None:
-    """Refuse what the command would refuse before it does anything."""
+    """Check a command without running it."""
     if not arguments or "--help" in arguments or "--cfg" in arguments:  # the name of a command, in passing
         return
     if name == "run":

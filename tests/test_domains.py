@@ -1,4 +1,4 @@
-"""Do domains share classes and nothing else, and is a task of them adapted to without a label?"""
+"""Domains share their classes alone, and guides adapt to a domain without labels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bank(digits: Path, monkeypatch: pytest.MonkeyPatch) -> DomainBank:
 
 
 def small_bank(num_features: int = 6, train_shift: float = 0.0) -> DomainBank:
-    """Two sources of 12 and 24 points and a target of 12, three shared classes; a feature tells its row."""
+    """Source domains of 12 and 24 points, a target of 12, and three shared classes. Features are row numbers."""
     sizes = torch.tensor([4] * 3 + [8] * 3 + [2] * 6 + [4] * 3)
     inputs = torch.arange(float(sizes.sum())).unsqueeze(1).expand(-1, num_features)
     rotations = torch.stack([inputs + 1000 * quarters for quarters in (1, 2, 3)], dim=1)
@@ -294,7 +294,7 @@ START = {"initialisation": "global", "rotation_step_size": 0.3, "posterior": "de
 
 
 def rotation_loss(guide, w: Tensor, episodes: Episodes) -> Tensor:
-    """L_rot [T], view by view."""
+    """The rotation loss [T], by a loop over views."""
     total = torch.zeros(episodes.num_tasks)
     for query in range(episodes.query_x.shape[1]):
         views = [episodes.query_x[:, query], *episodes.auxiliary["turned"][:, query].unbind(1)]
@@ -410,7 +410,7 @@ def pacs_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shades(bank: Bank, split: str) -> set[int]:
-    """What tells an image of a class apart; JPEG may move it a little."""
+    """One pixel value per image, which identifies the class. JPEG may change it slightly."""
     return set(bank.inputs[bank.rows(split)][:, 0, 4, 4].tolist())
 
 

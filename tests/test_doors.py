@@ -1,4 +1,4 @@
-"""Arrays of users: one answer for every type, layout and scale, and in every thread; else one clear line."""
+"""Arrays of users give the same predictions in every type, layout, scale and thread, or a one-line message."""
 
 from __future__ import annotations
 
@@ -526,7 +526,7 @@ def states() -> list[Any]:
 
 
 def in_threads(call: Callable[[], Any], calls: int = 40) -> list[Any]:
-    """Results of calls in 8 threads, while others draw from the global generator and seed it."""
+    """Results of calls in 8 threads, while other calls draw from the global generator and seed it."""
     with ThreadPoolExecutor(8) as pool:
         disturb = [pool.submit(lambda seed=seed: (torch.manual_seed(seed), torch.randn(1000))) for seed in range(20)]
         futures = [pool.submit(call) for _ in range(calls)]

@@ -1,4 +1,4 @@
-"""Is the mistake named? Each that a user can make: one line, no traceback, nothing left behind."""
+"""Mistakes of users give a one-line message without a traceback, and leave no files behind."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 
 @pytest.fixture
 def copied(finished: Path) -> Path:
-    """A copy of it that a test may damage."""
+    """A copy of the finished run that a test may damage."""
     shutil.copytree(finished, "run")
     return Path("run").resolve()
 
 
 def error_of(*arguments: str) -> str:
-    """The line of a run that was refused, and left nothing."""
+    """The one-line message of a refused run, which left no files."""
     before = sorted(Path.cwd().iterdir())
     error = call("run", *arguments).error
     assert sorted(Path.cwd().iterdir()) == before

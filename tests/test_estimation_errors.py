@@ -20,7 +20,7 @@ GROUPS, SIZE = 60, 4
 
 
 def one_way(effect_sd: float = 1.0, seed: int = 0) -> Episodes:
-    """Balanced groups with an intercept each."""
+    """Groups of equal size with random intercepts."""
     torch.set_default_dtype(torch.float64)
     generator = torch.Generator().manual_seed(seed)
     effects = effect_sd * torch.randn(GROUPS, 1, generator=generator)
@@ -34,7 +34,7 @@ def new_group(shot: int) -> Observed:
 
 
 def mean_squares(episodes: Episodes) -> tuple[Tensor, Tensor]:
-    """Between and within groups, of the analysis of variance."""
+    """Mean squares between and within groups, as in an analysis of variance."""
     y = episodes.query_y[..., 0]
     return SIZE * y.mean(1).var(), y.var(1).mean()
 

@@ -1,4 +1,4 @@
-"""Sines and lines: are they drawn as said, and is a sampled function given to its own family?"""
+"""Sines and lines: distribution of the simulated tasks, and the family of a sampled function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRID = torch.linspace(-5, 5, 101)
 
 
 def functions_of(source: SineAndLine, blocks: int, split: str = "test") -> list[torch.Tensor]:
-    """family, amplitude, phase, slope and intercept of many tasks."""
+    """The family, amplitude, phase, slope and intercept of many tasks."""
     drawn = [source.functions(generator_of(0, split, block)) for block in range(blocks)]
     names = ("family", "amplitude", "phase", "slope", "intercept")
     return [torch.cat([getattr(its, name).flatten() for its in drawn]) for name in names]

@@ -1,4 +1,4 @@
-"""What few draws of w do to scores: the bias that is stated, and the coverage, on posteriors whose answer is known."""
+"""Scores from few draws of w: the documented bias, and coverage, for posteriors with known answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def without_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coverage_of(samples: int, num_tasks: int = 2000) -> float:
-    """Coverage of one label per task, w ~ N(0, 1) and y ~ N(w, 0.3^2), by draws of the exact posterior N(0, 1)."""
+    """Coverage of one label y ~ N(w, 0.3^2) per task, from draws of the exact posterior w ~ N(0, 1)."""
     model = gaussian_mean.Model(Gaussian(1, scale=1.0), num_targets=1, num_features=1, noise=0.3)
     episodes = random_regressions(num_tasks, support=1, query=1, features=1, targets=1, whole=True)
     with torch.no_grad():

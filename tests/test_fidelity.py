@@ -1,4 +1,4 @@
-"""Does published SIB, with its published settings, reach the published class's accuracy?"""
+"""guide=sib_published is as accurate as the released code of SIB."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def one_cycle(learner: MetaLearner) -> tuple[Optimizer, LRScheduler]:
 
 
 def recursive_cosine(learner: MetaLearner) -> tuple[Optimizer, LRScheduler]:
-    """Its rates follow from those of the step before, so these have to be restored."""
+    """A schedule whose rates depend on the rates of the step before, which must be restored."""
     optimiser = RMSprop(
         [{"params": learner.guide.parameters()}, {"params": learner.model.parameters(), "lr": 0.1}], 0.01
     )
@@ -100,7 +100,7 @@ def recursive_cosine(learner: MetaLearner) -> tuple[Optimizer, LRScheduler]:
 
 
 def plateau(learner: MetaLearner) -> tuple[Optimizer, LRScheduler]:
-    """It never sees a gain, so every validation lowers the rate."""
+    """A schedule that lowers the rate at every validation, since no gain reaches its threshold."""
     optimiser = SGD(learner.parameters(), lr=0.03, momentum=0.9)
     return optimiser, ReduceLROnPlateau(optimiser, patience=0, threshold=100.0, threshold_mode="abs")
 
@@ -374,7 +374,7 @@ def test_episodes_are_tasks_that_repeat() -> None:
 
 
 def made(number: int) -> Episodes:
-    """A batch that depends on torch's random numbers, as one of a simulator does."""
+    """A batch that depends on torch's random numbers, like that of a simulator."""
     return random_tasks(4, seed=int(torch.randint(1000, ())))
 
 
@@ -530,11 +530,11 @@ def test_arguments_of_build_are_checked(changed: dict[str, Any], message: str) -
 
 
 class Empty(pyro_metabayes.Guide):
-    """No posterior."""
+    """A guide without a posterior."""
 
 
 class OfTorch(pyro_metabayes.Guide):
-    """A posterior of torch, not of Pyro."""
+    """A guide whose posterior is a distribution of torch, not of Pyro."""
 
     def posterior(self, observed: Observed) -> Any:
         means = pyro_metabayes.class_means(observed)
@@ -542,7 +542,7 @@ class OfTorch(pyro_metabayes.Guide):
 
 
 class ThePrior(pyro_metabayes.Guide):
-    """The prior as posterior."""
+    """A guide whose posterior is the prior."""
 
     def posterior(self, observed: Observed) -> Any:
         return self.model.prior(observed)
@@ -686,7 +686,7 @@ def test_classes_of_a_notebook_are_trained_and_their_weights_saved(tmp_path: Pat
 
 
 class Squares(Dataset[Any]):
-    """Ten classes of six images, which counts how often each is read."""
+    """A data set of ten classes of six images. It counts how often each image is read."""
 
     def __init__(self, transform: Callable[[Tensor], Any] = lambda x: x, listed: bool = True) -> None:
         self.transform, self.read = transform, [0] * 60

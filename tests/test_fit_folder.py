@@ -1,4 +1,4 @@
-"""Does `fit` continue the training of its folder, and refuse every other one?"""
+"""`fit` continues the training of its folder, and refuses a folder with another training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def transformed(image: torch.Tensor) -> torch.Tensor:
 
 
 def trained(folder: Path, steps: int = 4, splits: Any = SPLITS, transform: Any = transformed, **changed: Any) -> Any:
-    """A training in the folder, with some arguments changed: those of the learner, tasks, optimiser or `fit`."""
+    """Train in the folder, with changed arguments of the learner, tasks, optimiser or `fit`."""
     learner_, shape, rates, training, clipping = (
         {name: changed.get(name, value) for name, value in defaults.items()}
         for defaults in (

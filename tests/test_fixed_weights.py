@@ -1,4 +1,4 @@
-"""A task computes what depends on its support set alone once: a later call applies it to the queries."""
+"""Tasks compute what depends on the support set alone once; later calls apply it to queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GUIDES = {"proto": "flat", "maml": "flat", "mc": "gaussian", "savi": "conditiona
 
 
 class WithoutQueries(TorchDispatchMode):
-    """Names of the operations that read no number of the queries and do more than view a tensor."""
+    """Records the operations that do not read the queries, except views of tensors."""
 
     def __init__(self, queries: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A formula of lme4 is another way to name columns: which ones, and what is refused by its name."""
+"""Formulas of lme4 as another way to name columns, and the terms that are refused by name."""
 
 from __future__ import annotations
 

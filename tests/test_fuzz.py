@@ -1,4 +1,4 @@
-"""Does a file that is damaged, or lies, end in one line or in a right answer, whatever is wrong with it?"""
+"""Damaged files, and files with false contents, are read correctly or refused with a one-line message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @contextlib.contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """A loader that hangs fails."""
+    """Context manager that fails after this number of seconds."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise AssertionError("it hangs")
@@ -39,7 +39,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def try_out(name: str, examples: int, folder: Path) -> dict[str, int]:
-    """Read so many wrong files; how many were refused, and how many were read."""
+    """Read damaged files, and return how many were refused and how many were read."""
     its, counts = FORMATS[name], {"refused": 0, "read": 0}
     its.lay_out(folder)
     (path,) = folder.glob(its.file)

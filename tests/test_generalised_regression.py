@@ -1,4 +1,4 @@
-"""Groups with 0 and 1 or counts: are prior and shared effects those of maximum likelihood by quadrature?"""
+"""Groups with labels 0 and 1 or counts, compared with maximum likelihood by quadrature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPOSURES |= {"offset": "lexp", "family": "poisson"}
 
 
 def write(family: str) -> None:
-    """An intercept of each group with sd 1 and a shared slope of 0.8."""
+    """Write a table with random intercepts of sd 1 and a shared slope of 0.8."""
     noise = np.random.default_rng(2)
     rows = []
     for group, effect in enumerate(noise.normal(size=GROUPS)):
@@ -40,9 +40,9 @@ def write(family: str) -> None:
 
 
 def by_quadrature(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-    """Intercept, slope and log sd that maximise the likelihood, the intercepts of groups integrated by Simpson's rule.
+    """Maximum-likelihood intercept, slope and log sd. Group intercepts are integrated out by Simpson's rule.
 
-    Gauss-Hermite nodes are too few for counts, whose posteriors are narrow.
+    Gauss-Hermite quadrature would have too few nodes for counts, whose posteriors are narrow.
     """
     theta = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
@@ -58,7 +58,7 @@ def by_quadrature(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.
 
 
 def log_likelihood(theta: Tensor, family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-    """Of intercept, slope and log sd, by Simpson's rule."""
+    """The log-likelihood of intercept, slope and log sd, by Simpson's rule."""
     nodes = torch.linspace(-6, 6, 801, dtype=torch.float64)
     simpson = torch.tensor([1.0] + 399 * [4.0, 2.0] + [4.0, 1.0], dtype=torch.float64)
     weights = simpson * (-0.5 * nodes.square()).exp()
@@ -70,7 +70,7 @@ def log_likelihood(theta: Tensor, family: str, x: Tensor, y: Tensor, offset: Ten
 
 
 def check_standard_errors(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> dict[str, dict[str, str]]:
-    """Those of prior.csv are from the curvature of the likelihood in the units of the file; returns prior.csv."""
+    """Check the standard errors in prior.csv against the curvature of the likelihood, and return prior.csv."""
     prior = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
     names = ("intercept", "a", "sd of intercept")
     theta = torch.tensor([float(prior[name]["run"]) for name in names], dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_responses_of_another_family_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def write_exposures() -> tuple[Tensor, Tensor, Tensor]:
-    """Counts of 30 groups of 8 rows with exposures of 20 to 2,000: x, y and the logarithm of the exposure, [30, 8]."""
+    """Write counts of 30 groups of 8 rows with exposures of 20 to 2,000. Return x, y and log exposure [30, 8]."""
     noise = np.random.default_rng(4)
     a, exposure = noise.normal(3.0, 1.0, size=(30, 8)), np.exp(noise.uniform(3.0, 7.6, size=(30, 8)))
     effect = 0.5 * noise.normal(size=(30, 1))

@@ -1,4 +1,4 @@
-"""Do NUTS, importance sampling and closed forms agree where all three are known, and are the gaps what they claim?"""
+"""NUTS, importance sampling and closed forms agree where all are known, and gaps have their known values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def double() -> None:
 
 
 def conjugate(name: str) -> tuple[Any, Episodes]:
-    """A prior as wide as the noise, so that the labels have something to say."""
+    """A learner whose prior is about as wide as the noise, so that labels are informative."""
     learner: Any = Pair("exact", model=name, observe="all").learner()
     learner.model.prior_over_weights.log_scale.data.fill_(-0.3)
     return learner, random_regressions(TASKS, features=REGRESSIONS[name])
@@ -86,7 +86,7 @@ def test_support_labels_are_data_once() -> None:
 
 
 def agrees(gold: Gold, posterior: TorchDistribution) -> None:
-    """Means and variances of all weights, 5 standard errors each."""
+    """Check means and variances of all weights within 5 standard errors."""
     sd, ess = posterior.variance.sqrt(), gold.least_ess.view(-1, 1, 1)
     assert gold.r_hat.max() < 1.15 and gold.least_ess.min() > 25 and gold.divergences.sum() == 0
     assert ((gold.w.mean(0) - posterior.mean).abs() < 5 * sd / ess.sqrt()).all()

@@ -35,7 +35,7 @@ TABLES = {  # of the shipped tables: groups, rows, and how to read them
 
 
 def write(path: Path, sizes: tuple[int, ...] = SIZES) -> Path:
-    """y = 100 + 10 g + 2 a, with a column b of no use; groups stand among each other."""
+    """Write a table y = 100 + 10 g + 2 a with a useless column b. The rows of groups alternate."""
     rows = [(g, i) for i in range(max(sizes)) for g, size in enumerate(sizes) if i < size]
     lines = [f"{i + g},g{g},{100 + 10 * g + 2 * (i + g)},{i % 3}" for g, i in rows]
     path.write_text("\n".join(["a,who,y,b", *lines]) + "\n")
@@ -169,7 +169,7 @@ def test_shipped_tables_load(table: str, metabayes_data: Path) -> None:
 
 
 def lines_of_groups(low: int, high: int) -> list[str]:
-    """Groups of five points on a parabola, so that those further on have other means and sds."""
+    """Rows of groups of five points on a parabola, so that groups have different means and sds."""
     return [f"g{g},{x},{x * x + 7 * g}" for g in range(low, high) for x in range(5 * g, 5 * g + 5)]
 
 
@@ -245,7 +245,7 @@ def test_a_run_goes_on_in_its_scales(run_on_a_file: Path) -> None:
 
 
 def without_scales(run: Path, **data: object) -> None:
-    """Make the run one of an earlier version, with these settings of the data."""
+    """Change the run to one of an earlier version, with these data settings."""
     state = checkpoint.load(run / "checkpoint.pt")
     del state["config"]["estimated"]
     state["config"]["data"] |= data

@@ -147,7 +147,7 @@ def test_the_gradient_of_the_weights_is_contiguous(head_class: type[Head]) -> No
 
 
 def gradient_of(product: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
-    """In the layout that backward gives it, before it is accumulated."""
+    """The gradient in the memory layout of the backward pass, before accumulation."""
     leaf = w[..., :FEATURES].clone().requires_grad_()
     return torch.autograd.grad(product(leaf).square().sum(), leaf)[0]
 
@@ -248,7 +248,7 @@ def test_two_inner_steps_pass_gradcheck(head: str) -> None:
 
 
 class Mean(nn.Module):
-    """A guide's posterior mean as a function that functional_call can be given other parameters for."""
+    """The posterior mean of a guide as a module, for torch's functional_call with other parameters."""
 
     def __init__(self, guide: pyro_metabayes.Guide) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ def test_a_class_without_support_stays_finite() -> None:
 
 @typing_extensions.runtime_checkable
 class HasTrainedScale(typing_extensions.Protocol):
-    """With the instance check of Python 3.12 and later, on every version."""
+    """A protocol with the instance check of Python 3.12 and later, on every version."""
 
     scale: Tensor
 

@@ -1,4 +1,4 @@
-"""Are images of users read as they are shown, and nothing else that lies in their folders?"""
+"""Images of users are read as viewers display them. Other files in their folders are left out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_classes(folder: Path) -> None:
 
 
 def leave(folder: Path, name: str, written: str) -> None:
-    """What a program or operating system leaves behind in a folder: most often copies of the images."""
+    """Write a file as left by programs and operating systems in folders, such as copies of the images."""
     path = folder / name
     if path.exists():
         return
@@ -203,7 +203,7 @@ UNDO = {  # how an image that is shown as SHOWN is stored, by the value of its E
 
 
 def read(image: Image.Image, form: str = "PNG", channels: int = 3, **options: object) -> np.ndarray:
-    """What `pixels` makes of the image saved in a format [height, width, channels]."""
+    """The pixels [height, width, channels] that `pixels` reads from the image saved in a format."""
     file = io.BytesIO()
     image.save(file, form, **options)
     return pixels(file.getvalue(), None, channels).transpose(1, 2, 0)
@@ -250,7 +250,7 @@ def test_transparent_images_are_laid_on_the_background(background: str, value: i
 
 
 def transparent() -> dict[str, tuple[Image.Image, dict[str, object]]]:
-    """Two pixels, a transparent one that is stored black and an opaque grey one, in every mode that can say so."""
+    """A transparent pixel, stored as black, and an opaque grey pixel, in every image mode with transparency."""
     grey = np.array([[0, 90]], np.uint8)
     palette = Image.fromarray(grey).convert("P")
     alpha = Image.fromarray(np.array([[0, 255]], np.uint8))

@@ -37,7 +37,7 @@ def double() -> None:
 
 
 def regression(scale: float, features: int, **settings: Any) -> MetaLearner:
-    """With the head's scale 2 and a prior N(0, scale^2) of each weight."""
+    """A learner with a head of scale 2 and the prior N(0, scale^2) for each weight."""
     pair = replace(REGRESSION, settings=settings)
     learner = MetaLearner.from_specification(pair.specification(features=features))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Are the bounds on the information bounds, is the gap the gap, and does over-fitting come near what is allowed?"""
+"""Bounds on the information of posteriors, the generalisation gap, and overfitting close to a bound."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def of(learner: MetaLearner, *batches: Episodes, num_samples: int = 4) -> dict[s
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, Any]:
-    """w ~ N(0, 1), 4 queries with noise 1, q = p(w | d): 2,000 tasks."""
+    """Information metrics of 2,000 tasks with w ~ N(0, 1), 4 queries with noise 1, and q = p(w | d)."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     pair = Pair("exact", model="gaussian_mean", model_settings={"noise": 1.0})
@@ -103,7 +103,7 @@ HYPOTHESES, QUERIES, SCALE = 256, 40, 20.0
 
 
 class Vote(Head):
-    """Logits +-scale by the sign that the first row of w reads off x: a loss of 0 or 2 scale."""
+    """Logits +-SCALE, with the sign that the first row of w selects from x. The loss is 0 or 2 SCALE."""
 
     def num_weights(self, num_features: int) -> int:
         return num_features
@@ -121,7 +121,7 @@ def narrow(loc: Tensor) -> Normal:
 
 
 class Uniform(Prior):
-    """One of the hypotheses, each a unit vector in the first row."""
+    """A uniform prior over hypotheses. A hypothesis is a unit vector in the first row of w."""
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         each = narrow(torch.stack((torch.eye(HYPOTHESES), torch.zeros(HYPOTHESES, HYPOTHESES)), 1))
@@ -129,7 +129,7 @@ class Uniform(Prior):
 
 
 class Overfits(pyro_metabayes.Guide):
-    """The hypothesis with the fewest errors on the labels of d; there is nothing to learn from them."""
+    """Selects the hypothesis with the fewest errors on the labels, although the labels are random."""
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self._first(torch.zeros(observed.num_tasks, dtype=torch.long))
@@ -144,14 +144,14 @@ class Overfits(pyro_metabayes.Guide):
 
 
 class Indifferent(Overfits):
-    """One hypothesis, chosen without a look."""
+    """Selects one hypothesis without regard to the labels."""
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         return self.posterior(episodes.observed())
 
 
 def coins(num_tasks: int = 48) -> Episodes:
-    """Features and labels that are tosses of a coin."""
+    """Tasks whose features and labels are random bits."""
     x = torch.randint(2, (num_tasks, 2 * QUERIES, HYPOTHESES)) * 2.0 - 1
     y = torch.randint(2, (num_tasks, 2 * QUERIES))
     support = torch.zeros(num_tasks, 2, HYPOTHESES), torch.arange(2).expand(num_tasks, -1)

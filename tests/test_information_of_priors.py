@@ -1,4 +1,4 @@
-"""Is a prior called collapsed where its labels are known to tell nothing of w, and only there?"""
+"""A prior is called collapsed if, and only if, labels carry no information about w."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the intervals cover what they claim? Tasks, groups of tasks, training runs nested in backbones, and ECE."""
+"""Coverage of the intervals over tasks, groups of tasks, training runs nested in backbones, and of the ECE."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_runs_of_different_backbones_are_no_pairs() -> None:
 
 
 def calibrated(tasks: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
-    """Confidences and hits of predictions that are too confident by `shift` [T, 15, 3]."""
+    """Confidence, hit and count [T, 15, 3] of predictions that are overconfident by `shift`."""
     noise = np.random.default_rng(seed)
     confidence = noise.uniform(0.5, 0.95, size=(tasks, 15))
     hits = noise.uniform(size=confidence.shape) < confidence - shift

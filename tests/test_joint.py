@@ -48,7 +48,7 @@ def funnel() -> Joint:
 
 
 def learner_of(**settings: Any) -> MetaLearner:
-    """A scale per task, for two outputs and three features, with a prior as wide as the weights."""
+    """A learner with one scale per task, and a prior with sd 1."""
     learner: Any = Pair("task_scale", model="task_scale", settings=settings).learner()
     learner.model.prior_over_weights.log_scale.data.zero_()
     return learner
@@ -112,7 +112,7 @@ def test_what_cannot_be_joined_is_refused() -> None:
 
 
 def with_sites(**distributions: Any) -> Any:
-    """A learner whose guide returns these sites, each a distribution for TASKS tasks."""
+    """A learner whose guide returns a Joint of these sites for TASKS tasks."""
     learner = learner_of()
     learner.guide.posterior = lambda observed: Joint(distributions)
     return learner

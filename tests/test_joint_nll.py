@@ -1,4 +1,4 @@
-"""Is the joint NLL what its formula says? Against closed forms, and averages over very many draws."""
+"""The joint NLL, compared with closed forms and with averages over very many draws."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def double() -> None:
 
 
 def gaussians_over(shape: tuple[int, ...]) -> dict[str, TorchDistribution]:
-    """Wide Gaussians over w, batch and event of this shape [T, Y, D]."""
+    """Wide Gaussians over w of this shape [T, Y, D]."""
     loc, scale = torch.randn(shape), 1 + torch.rand(shape)
     factor = torch.randn(*shape, shape[-1]).tril(-1) + torch.diag_embed(scale)
     root = torch.randn(*shape, 2)
@@ -51,7 +51,7 @@ def conjugate(num_tasks: int = 4, query: int = 8) -> tuple[Any, Episodes]:
 
 
 def exact(model: Any, q: TorchDistribution, episodes: Episodes) -> Tensor:
-    """In closed form, of any Gaussian: that of the full one with its mean and covariance."""
+    """The closed form for any Gaussian q, from its mean and covariance."""
     if isinstance(q, LowRankPrecision):
         root = q.root.flatten(1, 2)
         precision_matrix = torch.diag_embed(q.precision.flatten(1)) + root @ root.mT
@@ -101,7 +101,7 @@ COPIES = 32  # repetitions of each task, whose chains are independent
 
 
 def annealed(stages: int) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound minus the closed form [COPIES, T], annealed from q itself, which has not seen a label."""
+    """Lower and upper bound minus the closed form [COPIES, T]. The annealing starts at q, which does not use labels."""
     model, episodes = conjugate(query=2)
     q = gaussians_over((4, *model.event_shape(episodes)))["diagonal"]
     copies = torch.arange(4).repeat(COPIES)
@@ -145,7 +145,7 @@ def brute_force(model: Model, q: TorchDistribution, episodes: Episodes, draws: i
 
 
 def wide_q(head: str) -> tuple[Model, TorchDistribution, Episodes]:
-    """Classes under a wide q: few queries, so that draws of q find the labels too."""
+    """A classifier with a wide q, and tasks with so few queries that plain draws of q suffice."""
     model = Pair("proto", "flat", head).learner().model
     episodes = random_tasks(num_tasks=3, query=1)
     return model, Normal(torch.randn(3, *model.event_shape(episodes)), 1.0).to_event(2), episodes

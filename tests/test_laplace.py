@@ -1,4 +1,4 @@
-"""Laplace's approximation in matrices of the points' size: against the dense ones."""
+"""Laplace approximation with matrices of the size of the points, compared with dense matrices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def double() -> None:
 
 
 def small(num_weights: int = 6, num_points: int = 3) -> tuple[LowRankPrecision, MultivariateNormal]:
-    """Two tasks with event [2, P / 2], and the same Gaussian in full."""
+    """A low-rank Gaussian for two tasks with event [2, P / 2], and the same Gaussian as a dense one."""
     loc, root = torch.randn(2, 2, num_weights // 2), torch.randn(2, 2, num_weights // 2, num_points)
     precision = 0.5 + torch.rand(2, num_weights // 2)
     ours = LowRankPrecision(loc, precision, root, event_dim=2)
@@ -36,7 +36,7 @@ def small(num_weights: int = 6, num_points: int = 3) -> tuple[LowRankPrecision, 
 
 
 def dense_ggn(model: Any, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """sum_i J_i^T L_i J_i of one task by torch.func, L_i the Hessian of -log p in the outputs."""
+    """sum_i J_i^T L_i J_i of one task by torch.func, where L_i is the Hessian of -log p in the outputs."""
     jacobian = torch.func.jacrev(lambda its: model.outputs(its.view(w.shape), x).squeeze(0))(w.flatten())  # [N, C, P]
     outputs = model.outputs(w, x).squeeze(0)
     family = model.likelihood_of(outputs)

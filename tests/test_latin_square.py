@@ -1,4 +1,4 @@
-"""Draws of a Latin square: the distribution of every draw, its logits, and the error of averages over the draws."""
+"""Latin-square draws: distribution of each draw, logits, and errors of averages over the draws."""
 
 from __future__ import annotations
 

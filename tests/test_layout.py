@@ -34,7 +34,7 @@ ONLY_IN = {
 
 
 def python_files(root: Path = ROOT) -> list[Path]:
-    """Relative paths of the four folders' files."""
+    """Relative paths of the Python files in the four folders."""
     return sorted(path.relative_to(root) for folder in FORBIDDEN for path in (root / folder).rglob("*.py"))
 
 
@@ -43,7 +43,7 @@ def yaml_files() -> list[Path]:
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of all imports, those within functions too; of our own folders with the name of the package."""
+    """Top-level names of all imports, also inside functions. Names of our folders include the package."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -69,7 +69,7 @@ def offences(path: Path, root: Path = ROOT) -> list[str]:
 
 
 def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in a tree of settings, less those that are filled in from elsewhere."""
+    """Every `_target_` in a tree of settings that is not an interpolation."""
     if isinstance(node, dict):
         name = node.get("_target_")
         if isinstance(name, str) and "${" not in name:
@@ -141,7 +141,7 @@ def test_an_allowed_import_is_let_through(tmp_path: Path, path: str, line: str) 
 
 
 def is_command(path: Path) -> bool:
-    """A file of experiments/ that is run: it ends in a call of its program."""
+    """Whether a file of experiments/ is a command, i.e. calls its program."""
     return 'if __name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")
 
 

@@ -93,7 +93,7 @@ def by_hand(model: Any, z: Tensor, noise: list[Tensor], episodes: Episodes, task
 
 
 def network_by_hand(w: Tensor, x: Tensor) -> Tensor:
-    """2-6-6-2 in torch's own layers."""
+    """The network 2-6-6-2 with torch's layers."""
     layers = [nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 2)]
     hidden = x
     for number, layer in enumerate(layers):
@@ -313,7 +313,7 @@ def test_the_loss_is_the_released_one_in_nats_a_task() -> None:
 def released_loss(
     model: Any, q: Any, z: Tensor, noise: list[Tensor], episodes: Episodes, task: int, beta: float
 ) -> Tensor:
-    """mean CE of the queries + beta mean(log q(z) - log N(z; 0, 1)) of one task."""
+    """Mean cross-entropy of the queries + beta mean(log q(z) - log N(z; 0, 1)), for one task."""
     w = by_hand(model, z[task].clone().requires_grad_(), noise, episodes, task)
     cross_entropy = functional.cross_entropy(episodes.query_x[task] @ w.mean(1).T, episodes.query_y[task])
     standard = (z[task] - q.mean[task]) / q.stddev[task]
@@ -321,7 +321,7 @@ def released_loss(
 
 
 class Fixed(Normal):
-    """A normal distribution that draws what it is told."""
+    """A normal distribution with a given draw."""
 
     value: Tensor
 

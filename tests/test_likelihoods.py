@@ -1,6 +1,6 @@
-"""Are the closed forms of every model those of its outputs and its likelihood: pullback, derivatives, CDF, mean?
+"""Closed forms of every model (pullback, derivatives, CDF, mean), compared with its outputs and likelihood.
 
-Models are found in the folder; a test has the name of the model and its settings.
+Models are found in the folder. A test has the name of the model and its settings.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def double() -> None:
 
 
 def one_per_model() -> dict[str, Pair]:
-    """A pair of every generative model of the folder."""
+    """One pair for every generative model in the folder."""
     return {f"{pair.model}-{pair.regression}": pair for pair in every_pair()}
 
 
@@ -66,7 +66,7 @@ def test_every_model_that_claims_closed_forms_is_tried() -> None:
 
 
 def hessians(model: Any, outputs: Tensor, y: Tensor) -> Tensor:
-    """Of -log p(y | outputs) of each point [N, C, C], one after another."""
+    """Hessians [N, C, C] of -log p(y | outputs), by a loop over points."""
 
     def loss(at: Tensor, label: Tensor) -> Tensor:
         return -model.likelihood_of(at.unsqueeze(0)).log_prob(label.unsqueeze(0)).sum()
@@ -114,7 +114,7 @@ def test_a_column_beside_the_features_belongs_to_the_pullback(module: Any, setti
 
 
 def check_pullback(model: Any, episodes: Episodes) -> None:
-    """At two latents per task."""
+    """Check the pullback at two latents per task."""
     x = episodes.query_x
     w = 0.5 * torch.randn(2, episodes.num_tasks, *model.event_shape(episodes.observed()))
     outputs, pullback = model.outputs_and_pullback(w, x)
@@ -125,7 +125,7 @@ def check_pullback(model: Any, episodes: Episodes) -> None:
 
 
 def check_predictions(model: Any, episodes: Episodes) -> None:
-    """At one query, the first component of whose label runs through a grid [G] of the support."""
+    """Check predictions of one query on a grid [G] of values of the first component of its label."""
     observed = episodes.observed().tasks(slice(0, 1))
     w = 0.5 * torch.randn(1, 1, *model.event_shape(observed))
 
@@ -156,7 +156,7 @@ def check_predictions(model: Any, episodes: Episodes) -> None:
 
 
 def grid_of(family: Any) -> Tensor:
-    """Whole numbers, or numbers that are dense where draws of a distribution lie and reach far beyond them."""
+    """A grid of whole numbers, or of numbers that is dense near the draws of a distribution and reaches far beyond."""
     draws = family.sample((1000,))[..., 0].flatten()
     if family.support.is_discrete:
         most = 3 * draws.abs().max() + 20
@@ -186,7 +186,7 @@ def test_closed_forms_are_the_derivatives_of_the_likelihood(pair: Pair) -> None:
 
 
 def outputs_of(model: Any, episodes: Episodes) -> Tensor:
-    """At two random latents."""
+    """Outputs at two random latents."""
     w = 0.5 * torch.randn(2, episodes.num_tasks, *model.event_shape(episodes))
     return model.outputs(w, episodes.query_x).detach()
 
@@ -210,7 +210,7 @@ def check_curvature(model: Any, episodes: Episodes) -> None:
 
 
 class Tempered(few_shot_classifier.Model):
-    """softmax(outputs / 4)."""
+    """A model with the likelihood softmax(outputs / 4)."""
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return Categorical(logits=outputs / 4)
@@ -234,7 +234,7 @@ class Ordinal(few_shot_classifier.Model):
 
 
 class NumbersOrdinal(Ordinal):
-    """The same with outputs [..., T, N] that have no axis of their own."""
+    """The same model with outputs [..., T, N], without an axis for components."""
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return super().outputs(w, x).squeeze(-1)
@@ -381,7 +381,7 @@ def by_autograd(model: Any, w: Tensor, episodes: Episodes, part: str) -> Tensor:
 
 
 def fisher_by_hand(model: Any, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """sum_i E_y[g g^T] [T, P, P], g the gradient of log p(y | x_i, w), one point and class after another."""
+    """sum_i E_y[g g^T] [T, P, P], where g is the gradient of log p(y | x_i, w), by loops over points and classes."""
     total = torch.zeros(len(w), w[0].numel(), w[0].numel())
     for t in range(len(w)):
         for i in mask[t].nonzero().flatten().tolist():

@@ -53,7 +53,7 @@ def delta_of(form: str, v: Tensor, density: Tensor) -> tuple[TorchDistribution, 
 
 
 def programs(q: TorchDistribution, mask: Tensor | None) -> tuple[Callable[..., None], Callable[..., None]]:
-    """A model with prior N(0.3, 2) and one label per task, and a guide; `mask` is of the latent of both."""
+    """A model with prior N(0.3, 2) and one label per task, and its guide. `mask` masks the latent in both."""
 
     def latent(distribution: TorchDistribution, kl_weight: float) -> Tensor:
         scaled, masked = poutine.scale(scale=kl_weight), poutine.mask(mask=True if mask is None else mask)

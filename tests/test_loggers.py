@@ -27,7 +27,7 @@ LOSSES, SDS, VALIDATIONS = {10: 3.0, 20: 2.0, 30: 1.0}, {10: 0.5, 20: 0.25, 30: 
 
 
 def log_continued_run(logger: Logger, folder: Path) -> None:
-    """A training that was interrupted after step 20, and goes on to step 30; then its results."""
+    """Log a training that was interrupted after step 20 and continued to step 30, and its results."""
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     with RunLog(logger, folder, {"guide": {"_target_": "guides.sib.Guide", "num_steps": 3}, "seed": 7}) as log:
         log(LINES[-1])
@@ -103,7 +103,7 @@ def test_wandb_without_a_login_is_one_advice(tmp_path: Path, monkeypatch: pytest
 
 
 def wandb_history(file: Path) -> list[dict[str, Any]]:
-    """The logged rows of an offline run, whose file has the format of LevelDB's log behind a header of 7 bytes."""
+    """The logged rows of an offline run. Its file has a header of 7 bytes, then the format of LevelDB's log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, start, rows, pending = file.read_bytes(), 7, [], b""

@@ -1,4 +1,4 @@
-"""Learning without forgetting: are its tasks, scores, prior and inner loops what they are said to be?"""
+"""Learning without forgetting: tasks, scores, prior and inner loops agree with their definitions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STEPS = {"num_steps": 2, "step_size": 0.1, "posterior": "delta"}
 
 @pytest.fixture
 def bank() -> Bank:
-    """Inputs are their own row numbers: 6 training classes (every other id) of 20 to 25 rows, 3 of each other split."""
+    """A bank whose inputs are row numbers: 6 training classes of 20 to 25 rows, 3 classes in each other split."""
     sizes = torch.tensor([20, 9, 21, 9, 22, 9, 23, 9, 24, 9, 25, 9])
     splits = {"train": torch.arange(0, 12, 2), "val": torch.tensor([1, 3, 5]), "test": torch.tensor([7, 9, 11])}
     rows = torch.arange(int(sizes.sum())).unsqueeze(1).float()
@@ -54,7 +54,7 @@ def drawn(sampler: BaseNovelSampler, split: str, shape: TaskShape = SHAPE) -> Ep
 
 
 def with_base(episodes: Episodes, num_base: int = 3, seed: int = 0) -> Episodes:
-    """The same tasks with base classes of their own choice, and a third of the queries of these."""
+    """The same tasks with random base classes. A third of the queries have a base class."""
     torch.manual_seed(seed)
     base = torch.rand(episodes.num_tasks, BASE).argsort(-1)[:, :num_base].sort(-1).values
     labels = episodes.query_y.clone()
@@ -365,7 +365,7 @@ SETTINGS = PretrainSettings(epochs=2, batch_size=16, learning_rate=0.05, shift=0
 
 @pytest.fixture
 def images() -> Bank:
-    """Four classes of 32 noisy images, each with a bright quarter of its own."""
+    """Four classes of 32 noisy images. Each class has another bright quarter."""
     pixels = 60 * torch.rand(4, 32, 1, 16, 16)
     for number in range(4):
         top, left = 8 * (number // 2), 8 * (number % 2)

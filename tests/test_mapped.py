@@ -1,4 +1,4 @@
-"""Features that stay in their file: the same bank, the same tasks, and no more of the file than they need."""
+"""Memory-mapped features give the same bank and tasks as features in memory, and read only needed rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_has_the_same_figures(tmp_path: Path) -> None:
 
 
 class Recorded(list[int]):
-    """Which rows of a file are read."""
+    """Records which rows of a file are read."""
 
     def __call__(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         self.extend(numbers.tolist())
@@ -99,7 +99,7 @@ def test_what_is_read_are_the_rows_of_the_batch(tmp_path: Path) -> None:
 
 
 def memory() -> dict[str, int]:
-    """Megabytes of this process that are its own (Anon) and of files (File)."""
+    """Anonymous memory (Anon) and mapped file pages (File) of this process, in MB."""
     status = Path("/proc/self/status").read_text()
     return {name: int(size) // 1000 for name, size in re.findall(r"Rss(Anon|File):\s+(\d+)", status)}
 

@@ -1,4 +1,4 @@
-"""Do the measured tables of the pages hold what docs/tables/ holds?"""
+"""The measured tables of the pages agree with docs/tables/."""
 
 from __future__ import annotations
 

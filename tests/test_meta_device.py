@@ -1,11 +1,11 @@
-"""Does a step run on one device, and never wait for it? Tried without a GPU, on torch's meta device.
+"""A training step runs on one device and never waits for it. Tested without a GPU, on torch's meta device.
 
-A tensor there has a shape, a dtype and a device, and no values: an operation that mixes devices fails, and so does
-whatever reads a value on the host. What must read one does so outside a step (`READS`).
+A tensor on the meta device has a shape, a dtype and a device, but no values. So an operation fails if it mixes devices,
+or reads a value on the host. Code that must read a value does so outside a step (`READS`).
 
-Operations on that device are interpreted and slow. So the loss is tried for all pairs; a whole step for pairs
-that cover every part and setting (`tests/covering.py`); its metrics and an evaluation for pairs that cover every part.
-With `-m slow` all are tried for all pairs. Loops have two turns, since every turn is the same to a device.
+Operations on the meta device are slow. So the loss is tested for all pairs, a whole step for pairs that cover every
+part and setting (`tests/covering.py`), and metrics and an evaluation for pairs that cover every part. With `-m slow`,
+all of this is tested for all pairs. Loops have two iterations, since all iterations are alike for a device.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ READS: dict[str, Callable[[MetaTraining], object]] = {
 
 
 class Device(TorchDispatchMode):
-    """Raises where float64 is asked for, which not every accelerator has, and where an error flag is read."""
+    """Raises if float64 is used, which some accelerators lack, or if an error flag is read."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ == "_linalg_check_errors":
@@ -105,13 +105,13 @@ def skipping_splines() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def after_the_first_step() -> None:
-    """Pyro's validation reads values, and is on in the first step of a run alone."""
+    """Turn off Pyro's validation, which reads values and is on only in the first step of a run."""
     pyro.enable_validation(False)
 
 
 @pytest.fixture(autouse=True)
 def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Sinkhorn, which has no setting for them."""
+    """Limit the iterations of Sinkhorn, for which there is no setting."""
     iterate = sinkhorn._iterate
 
     def shortened(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
@@ -138,7 +138,7 @@ def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **s
 
 
 def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> MetaTraining:
-    """One step: loss, backward, clipping, optimiser, marks."""
+    """Run one step: loss, backward pass, clipping, optimiser, and checks for non-finite values."""
     training = training_on_meta(learner, episodes, folder, **settings)
     with skipping_splines(), Device():
         training._step()
@@ -148,7 +148,7 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
 
 
 def metrics_on_meta(training: MetaTraining) -> None:
-    """What a logged step and an evaluation measure."""
+    """Check the device of all metrics of a logged step and of an evaluation."""
     tasks = training._last_tasks()
     with skipping_splines(), Device(), torch.no_grad():
         scores, spreads = measure(training.learner, tasks, training.seed)
@@ -221,7 +221,7 @@ def domains() -> DomainBank:
 
 
 def base_novel_on_meta(split: str) -> Any:
-    """Held-out images are set apart once, on the CPU; tasks are drawn from banks on the device."""
+    """A sampler on the device. Held-out images are separated on the CPU before."""
     sampler = BaseNovelSampler(bank(), 2)
     sampler.bank, sampler.training_bank = sampler.bank.to(META), sampler.training_bank.to(META)
     return sampler.sampler(split, TaskShape(2, 1, 3, base_query=4))

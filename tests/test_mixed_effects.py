@@ -1,4 +1,4 @@
-"""Are the closed forms of the linear mixed model what dense Gaussians, lme4 and NUTS say?"""
+"""Closed forms of the linear mixed model, compared with dense Gaussians, lme4 and NUTS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANDOM = 2
 
 
 def ragged(num_tasks: int = 12, seed: int = 0) -> Episodes:
-    """Ragged groups of points, all of them queries, with intercept and slope of each group's own."""
+    """Groups of different sizes with random intercepts and slopes. All points are queries."""
     torch.set_default_dtype(torch.float64)
     drawn = random_regressions(num_tasks, 3, 5, features=3, targets=1, seed=seed).pooled()
     x, y, mask = drawn.support_x, drawn.support_y, drawn.support_mask

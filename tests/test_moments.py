@@ -1,4 +1,4 @@
-"""Posteriors and priors without closed forms: are their moments, divergences and families what they are?"""
+"""Moments, divergences and families of posteriors and priors without closed forms."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def double() -> None:
 
 
 def loc_and_scale(num_tasks: int, event: Size) -> tuple[Tensor, Tensor]:
-    """Other values for each weight and task, of any number of tasks the first."""
+    """Different values for each weight and task. The values of a task do not depend on the number of tasks."""
     steps = torch.arange(float(num_tasks * event.numel())).view(num_tasks, *event)
     return 0.5 * steps.sin(), 0.3 + 0.2 * steps.cos().square()
 
@@ -81,7 +81,7 @@ def normal(num_tasks: int, event: Size) -> TorchDistribution:
 
 
 def affine(num_tasks: int, event: Size) -> TorchDistribution:
-    """`normal`, as the transform of a standard normal."""
+    """`normal`, written as a transformed standard normal."""
     loc, scale = loc_and_scale(num_tasks, event)
     standard = Normal(torch.zeros(num_tasks, *event), 1.0).to_event(2)
     return TransformedDistribution(standard, [AffineTransform(loc, scale, event_dim=2)])
@@ -93,7 +93,7 @@ def low_rank(num_tasks: int, event: Size) -> TorchDistribution:
 
 
 def full(num_tasks: int, event: Size) -> TorchDistribution:
-    """`low_rank`, by its covariance."""
+    """`low_rank`, written with its covariance."""
     q: Any = innermost(low_rank(num_tasks, event))
     return MultivariateNormal(q.loc, q.covariance_matrix).to_event(1)
 
@@ -109,7 +109,7 @@ def mixture(num_tasks: int, event: Size) -> TorchDistribution:
 
 
 class Coupling:
-    """A conditional coupling flow over the flattened weights, the same module for every call."""
+    """A conditional coupling flow over the flattened weights, with the same module in every call."""
 
     def __init__(self) -> None:
         torch.manual_seed(1)
@@ -135,7 +135,7 @@ flows = pytest.mark.parametrize("name", ["affine", "coupling"])
 
 
 class Placed(pyro_metabayes.Guide):
-    """q as it was made, whatever is observed."""
+    """A guide that returns a given q, whatever is observed."""
 
     def __init__(self, model: pyro_metabayes.Model, make: Make) -> None:
         super().__init__(model)
@@ -146,7 +146,7 @@ class Placed(pyro_metabayes.Guide):
 
 
 class PlacedPrior(Prior):
-    """The same as a prior."""
+    """A prior that returns a given distribution."""
 
     def __init__(self, make: Make) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_the_mean_of_a_prior_as_initialisation_has_a_closed_form() -> None:
 
 
 class OneWay(Transform):
-    """y = 2 x, by someone who has left out the inverse."""
+    """The transform y = 2 x without its inverse."""
 
     domain = codomain = constraints.real
     bijective = True
@@ -363,7 +363,7 @@ def test_the_logged_kl_is_that_of_its_error(name: str) -> None:
 
 @pytest.fixture
 def independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A normal distribution is drawn as any other, so that draws of both can be compared."""
+    """Use the general sampler for normal distributions too, so that draws of both can be compared."""
     monkeypatch.setattr(draws, "_own", lambda model, capability: False)
 
 

@@ -25,7 +25,7 @@ TRAINING = ("train.steps=1", "train.learning_rate=1e-9", f"train.tasks_per_step=
 
 
 def table(folder: Path) -> Path:
-    """Two to four classes per school, with the same names in every school, of two to five pupils."""
+    """Write a table of schools with two to four classes of two to five pupils. Class names repeat in every school."""
     noise, lines = np.random.default_rng(0), ["school,class,hours,n,score"]
     for school in range(SCHOOLS):
         a, b = 6 * noise.normal(), 0.8 * noise.normal()
@@ -62,7 +62,7 @@ class Dense:
         self.V = self.covariance(rows) + torch.diag(self.noise**2 / n)
 
     def covariance(self, others: list[dict[str, str]]) -> Tensor:
-        """Of the means of these rows with those of the others, e.g. of a school and class with them."""
+        """Covariance of the effects of other rows with the effects of these rows."""
         z = torch.tensor([[1.0, float(row["hours"])] for row in others]).double()
         school = torch.tensor([[a["school"] == b["school"] for b in self.rows] for a in others])
         one_class = torch.tensor([[a["class"] == b["class"] for b in self.rows] for a in others]) & school

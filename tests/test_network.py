@@ -1,4 +1,4 @@
-"""Does nothing but `experiments.prepare` use the network, neither when it is imported nor when it runs?"""
+"""Only `experiments.prepare` uses the network. Other code uses it neither at import nor when it runs."""
 
 from __future__ import annotations
 

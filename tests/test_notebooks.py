@@ -1,7 +1,7 @@
-"""Do the notebooks run? Their cells in order, in this process; commands and scores at a size for tests.
+"""The cells of the notebooks run in order in this process. Commands and scores have sizes for tests.
 
-`make docs` executes them at their own size. The notebooks with outputs, written by `make notebooks`, are compared with
-their text.
+`make docs` executes the notebooks in full size. The notebooks with outputs, written by `make notebooks`, are compared
+with their text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def code_cells(path: Path) -> list[str]:
 
 
 def in_a_notebook(kind: str, source: str) -> str:
-    """Markdown without the `# ` of comments, and code whose commands for IPython are none."""
+    """The source as in a notebook: Markdown without `# `, and IPython commands without the comment sign."""
     commented = r"^# ?" if kind == "markdown" else r"^# (?=[!%])"
     return re.sub(commented, "", source, flags=re.MULTILINE)
 
@@ -48,14 +48,14 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def small(code: str) -> str:
-    """Scores of a few tasks and draws, and learners that are trained for a few steps."""
+    """The code with few tasks, draws and training steps."""
     code = re.sub(r"EvalSettings\(tasks=\d+", "EvalSettings(tasks=4", code)
     code = re.sub(r"\bnum_samples=\d+", "num_samples=20", code)
     return re.sub(r"\bsteps( ?= ?)\d+", r"steps\g<1>4", code)
 
 
 def commands(code: str) -> list[str]:
-    """Lines that a notebook hands to a shell, `# !metabayes NAME`, as `python -m experiments.NAME`."""
+    """Shell commands of a notebook, `# !metabayes NAME`, as `python -m experiments.NAME`."""
     return [f"python -m experiments.{line}" for line in re.findall(r"^# !metabayes (.*)$", code, re.MULTILINE)]
 
 

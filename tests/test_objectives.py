@@ -1,4 +1,4 @@
-"""Are the objectives right, in value and gradient? Asked of Pyro's own, by hand, and of a conjugate model."""
+"""Values and gradients of the objectives, compared with Pyro's, explicit formulae and a conjugate model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def double() -> None:
 def value_and_gradients(
     learner: MetaLearner, loss: Callable[..., Tensor], episodes: Episodes, **settings: float
 ) -> tuple[float, dict[str, Tensor]]:
-    """A loss of (model, guide) with its noise from one seed, and its gradient for every parameter."""
+    """The value of a loss with noise from a fixed seed, and its gradient for every parameter."""
     learner.zero_grad(set_to_none=False)
     torch.manual_seed(11)
     value = loss(learner.model, learner.guide, episodes, **settings)
@@ -200,7 +200,7 @@ def test_wrong_settings_are_refused() -> None:
 
 
 class GaussianMean(pyro_metabayes.Model):
-    """w ~ N(m, s^2), y_i | w ~ N(w, sigma^2); no inputs matter. Posterior and evidence have closed forms."""
+    """w ~ N(m, s^2) and y_i | w ~ N(w, sigma^2), without inputs. Posterior and evidence have closed forms."""
 
     def __init__(self, mean: float = 0.7, prior_sd: float = 1.3, noise_sd: float = 0.6) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class GaussianMean(pyro_metabayes.Model):
 
 
 class ExactPosterior(pyro_metabayes.Guide):
-    """p(w | query labels), as a training posterior; off by a shift and a factor of its scale on request."""
+    """The exact p(w | query labels) as training posterior, with an optional shift and factor of its sd."""
 
     shift, factor = 0.0, 1.0
 
@@ -237,7 +237,7 @@ class ExactPosterior(pyro_metabayes.Guide):
 
 
 def measurements(num_tasks: int = 4, num_points: int = 6) -> Episodes:
-    """Ragged: task t has t + 3 points at most."""
+    """Tasks of different sizes: task t has at most t + 3 points."""
     x = torch.zeros(num_tasks, num_points, 1)
     mask = torch.arange(num_points) < torch.arange(num_tasks).unsqueeze(-1) + 3
     return Episodes(
@@ -378,7 +378,7 @@ def plain_model(data: Episodes, kl_weight: float = 1.0) -> None:
 
 
 class PlainGuide:
-    """A guide of two free parameters, in Pyro's own words."""
+    """A guide with two free parameters, written in plain Pyro."""
 
     def __init__(self) -> None:
         self.loc = torch.zeros((), requires_grad=True)
@@ -467,7 +467,7 @@ def test_monte_carlo_by_hand(pair: Pair, particles: int, joint: bool) -> None:
 
 
 class MixesTasksInTheLog(MonteCarlo):
-    """The planted fault: log-mean-exp of the sum over tasks."""
+    """A faulty objective, with the log-mean-exp of the sum over tasks."""
 
     def _log_predictive(self, site: Any) -> Tensor:
         points = site["fn"].base_dist.log_prob(site["value"])
@@ -543,7 +543,7 @@ def test_monte_carlo_never_shows_query_labels(joint: bool) -> None:
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Raises where a CUDA queue would be waited for: numbers read back, shapes that depend on values."""
+    """Raises if an operation would wait for a CUDA device: values are read, or shapes depend on values."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
 
@@ -617,7 +617,7 @@ LOSSES = {
 
 
 def svi_moves_what_has_a_gradient(pair: Pair, loss: str) -> None:
-    """SVI moves exactly the parameters that the loss itself has a gradient for."""
+    """Check that SVI changes a parameter if, and only if, the loss has a gradient for it."""
     learner, episodes = pair.learner(), pair.tasks()
     torch.manual_seed(1)
     objective = LOSSES[loss]

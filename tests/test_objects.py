@@ -1,4 +1,4 @@
-"""Is a learner constructed from objects the one that its specification builds, and is it saved and loaded?"""
+"""A learner built from objects equals the one that its specification builds, and can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ONE_OF_A_KIND = list({(pair.guide, pair.model, pair.regression): pair for pair i
 
 
 def constructed(specification: dict[str, Any]) -> MetaLearner:
-    """The learner of a specification by constructor calls, part by part, each with the arguments that it has."""
+    """The learner of a specification, built by calls of the constructors with the arguments that they have."""
     surroundings = {"num_targets": 0} | {name: value for name, value in specification.items() if name not in PARTS}
     for part in PARTS:
         if not specification[part]:
@@ -140,14 +140,14 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 
 class Shapeless(pyro_metabayes.Backbone):
-    """It does not say what it takes."""
+    """A backbone that does not declare its input shape."""
 
     num_features = FEATURES
 
 
 def test_an_argument_that_cannot_be_saved_is_refused_at_save(tmp_path: Path) -> None:
     class Local(mean_field.Guide):
-        """No name leads to it."""
+        """A guide inside a function, which cannot be imported by name."""
 
     learner = Parts(scale=np.float64(0.1)).learner()
     assert learner(random_tasks())["loss"].isfinite(), "only saving needs plain values"

@@ -1,4 +1,4 @@
-"""Do commands print the warnings of the library in one line, and none of packages about their own code?"""
+"""Commands print warnings of this package in one line, and no warnings of torch about torch.jit."""
 
 from __future__ import annotations
 

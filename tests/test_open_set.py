@@ -1,4 +1,4 @@
-"""Queries of unknown classes: do they enter no score of labels, and are the scores that separate them right?"""
+"""Queries of unknown classes enter no score of labels, and the scores that detect them are right."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_features_relative_to_the_task_know_nothing_of_the_masks(bank: Bank) -> 
 
 
 def closed_set(learner: MetaLearner, episodes: Episodes) -> dict[str, Any]:
-    """The metrics of labels."""
+    """The metrics that use labels."""
     metrics = evaluate(learner, episodes, EvalSettings(len(episodes.query_x), samples=4), progress=False).metrics
     return {name: value for name, value in metrics.items() if name not in (*NAMES, "seconds")}
 
@@ -155,7 +155,7 @@ def test_metrics_over_tasks_of_a_bank_are_those_without_unknown_classes(bank: Ba
 
 
 def random_scores() -> tuple[Tensor, Tensor, Tensor]:
-    """With ties, and queries that are neither known nor unknown."""
+    """Random scores with ties, and queries that are neither known nor unknown."""
     torch.manual_seed(1)
     scores, kind = torch.randint(12, (20, 40)).double(), torch.randint(3, (20, 40))
     return scores, kind == 0, kind == 1

@@ -121,7 +121,7 @@ def held_out() -> Path:
 
 
 def groups_of(run: Path, *settings: str) -> tuple[int, str]:
-    """Number of groups in an evaluation, and what the command says."""
+    """The number of groups in an evaluation, and the output of the command."""
     said = ran("evaluate", str(run), *settings).out
     config = saved_config(run, settings)
     with redirect_stdout(None):
@@ -164,7 +164,7 @@ def test_the_support_of_a_group_is_at_most_that_of_the_task(held_out: Path) -> N
 
 
 def evaluated(run: Path, *settings: str) -> tuple[str | None, str]:
-    """Which groups are evaluated, by results.json and by the printed table."""
+    """The kind of evaluated groups, from results.json and from the printed table."""
     said = ran("evaluate", str(run), *settings).out
     (line,) = (line for line in said.splitlines() if line.startswith("data  "))
     return results_of(run / "evaluations" / folder_name(settings))["evaluated_groups"], line.split(maxsplit=1)[1]

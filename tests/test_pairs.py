@@ -18,7 +18,7 @@ from tests.pairs import LEVELS, Pair, are_levels, every_pair, has_rows
 
 
 class Counts(linear_regression.Model):
-    """Negative binomial counts; without the argument `noise`."""
+    """A model of negative binomial counts without the argument `noise`."""
 
     def __init__(self, prior: Any, num_targets: int, num_features: int, observe: str = "query") -> None:
         super().__init__(prior, num_targets, num_features, observe=observe)
@@ -28,14 +28,14 @@ class Counts(linear_regression.Model):
 
 
 class Levels(ordinal.Model):
-    """Levels whose predictor is scaled."""
+    """An ordinal model with a scaled predictor."""
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return OrderedLogistic(2 * outputs, self.cutpoints).to_event(1)
 
 
 class Flags(generalised_regression.Model):
-    """0 and 1 by default, counts if the family says so."""
+    """A model of labels 0 and 1, or of counts with another family."""
 
 
 @pytest.mark.parametrize(

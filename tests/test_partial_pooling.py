@@ -1,4 +1,4 @@
-"""Does the amortized guide learn what the closed form of the same model says? And does the study of it run?"""
+"""The amortized guide learns the closed form of the same model, and its study runs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_partial_pooling_predicts_best_where_groups_differ(tmp_path: Path) -> No
 
 
 def balanced_table(path: Path, groups: int = 16) -> Path:
-    """Every group has the same six predictor values, a natural unit far from 0, intercept and slope of its own."""
+    """Write a table in which all groups have the same six predictor values, far from 0, and random effects."""
     noise = np.random.default_rng(3)
     effects = noise.normal(size=(groups, 2)) @ [[2.0, 0.3], [0.0, 0.4]]
     rows = [
@@ -249,7 +249,7 @@ def test_a_wide_table_is_printed_as_tables_that_fit_a_page() -> None:
 def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert (
-        "expected samples >= 4, warmup and splits >= 1, got samples=2, warmup="
+        "expected samples >= 4, warmup >= 1 and splits >= 1, got samples=2, warmup="
         in call("partial_pooling", "samples=2").error
     )
     assert not any(tmp_path.iterdir())
@@ -257,7 +257,7 @@ def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 NESTED = "data=groups data.path=t.csv data.group=[school,class] data.response=score prior=nested"
 REFUSED = {
-    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups), of which ",
+    NESTED: "expected one column of groups, got data.group=[school,class] (nested groups); name ",
     "data=sinusoid": "expected a run on data=groups, got data=sinusoid; give another run",
 }
 

@@ -1,4 +1,4 @@
-"""Is a path taken as it is written, whatever signs it contains, and found again from any folder?"""
+"""A path is used as written, whatever characters it has, and is found again from any folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def values_of(argument: str) -> list[object]:
-    """What Hydra makes of an argument: one value, or those of a sweep."""
+    """The values that Hydra parses from an argument: one value, or those of a sweep."""
     override = OverridesParser.create().parse_override(argument)
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
 

@@ -28,7 +28,7 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run on features, whose rows lie in a random order, and one on images; support and query sets of new classes."""
+    """A run on features in random order, a run on images, and support and query sets of new classes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("predict"))
         noise = np.random.default_rng(0)

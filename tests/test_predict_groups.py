@@ -23,7 +23,7 @@ SLOPE, KIND = 2.5, {"public": 0.0, "private": 4.0, "other": -3.0}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve schools of three kinds; the training hardly moves away from the closed form, at which it starts."""
+    """A run on twelve schools of three kinds. It starts at the closed form, and the training hardly changes it."""
     folder, noise = tmp_path_factory.mktemp("schools"), np.random.default_rng(0)
     rows = []
     for school in range(12):
@@ -98,13 +98,13 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     out = ran("predict", "run", "new.csv", "--out", "two.csv").out
     first, second, third = rows_of("two.csv")
     assert float(first["mean"]) > float(second["mean"]) + 5 and second["mean"] == third["mean"]
-    note = "in the data of the run, such as 'school1', but without a known row in this file; predictions use the rows"
-    assert f"note: 1 group is {note}" in out
+    note = "no row with a response in this file, such as 'school1'; predictions use this file alone"
+    assert f"note: 1 group of the run has {note}" in out
     Path("new.csv").write_text(
         "school,hours,kind,score\nschool1,104,other,90\nschool1,105,other,\nschool2,105,other,\n"
     )
     out = ran("predict", "run", "new.csv", "--out", "three.csv").out
-    assert "1 group is in the data of the run, such as 'school2'" in out
+    assert "1 group of the run has no row with a response in this file, such as 'school2'" in out
 
 
 def test_columns_that_are_named_like_predictions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

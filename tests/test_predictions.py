@@ -1,4 +1,4 @@
-"""Is a likelihood that nobody foresaw one class in the registry, with the right scores, PIT and spreads?"""
+"""A new likelihood is one class in the registry, and gets the right scores, PIT and spreads."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_several_classes_per_query_are_refused() -> None:
 
 @pytest.fixture
 def registry() -> Iterator[None]:
-    """The registry without Laplace, which a page's example may have registered in this process; restored afterwards."""
+    """The registry without Laplace, which an example of a page may have registered. It is restored afterwards."""
     before = dict(FAMILIES)
     FAMILIES.pop(torch.distributions.Laplace, None)
     yield
@@ -210,14 +210,14 @@ def registry() -> Iterator[None]:
 
 
 class Rates(LinearRegression):
-    """Counts with the rate exp(w x)."""
+    """A model of counts with the rate exp(w x)."""
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return Poisson(outputs.clamp(max=5).exp()).to_event(1)
 
 
 class Peaked(LinearRegression):
-    """Laplace noise."""
+    """A model with Laplace noise."""
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return Laplace(outputs, 0.5).to_event(1)
@@ -231,7 +231,7 @@ class Yes(LinearRegression):
 
 
 def learner_of(model: type[LinearRegression], steps: int | None = None) -> MetaLearner:
-    """A learner of one number of two features: mean_field, or maml with this number of steps."""
+    """A learner with two features and one target: mean_field, or maml with this number of steps."""
     torch.manual_seed(0)
     prior = priors.Gaussian(num_weights=2, scale=0.5)
     built = model(prior, 1, 2)
@@ -378,7 +378,7 @@ def test_probabilities_of_numbers_are_refused() -> None:
 
 
 def trained(learner: MetaLearner, batches: Any, steps: int, rate: float = 0.03) -> MetaLearner:
-    """Adam on the objective, its rate falling to 0."""
+    """Train by Adam with a learning rate that falls to 0."""
     optimiser = torch.optim.Adam(learner.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     torch.manual_seed(1)
@@ -391,7 +391,7 @@ def trained(learner: MetaLearner, batches: Any, steps: int, rate: float = 0.03) 
 
 
 def with_outliers(seed: int, num_tasks: int) -> Episodes:
-    """Lines through the origin whose labels have noise 0.5, a tenth of them noise 5."""
+    """Lines through the origin. The noise sd is 0.5, and 5 for a tenth of the labels."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num_tasks, 20, 1, generator=generator)
     w = torch.randn(num_tasks, 1, 1, generator=generator)
@@ -401,7 +401,7 @@ def with_outliers(seed: int, num_tasks: int) -> Episodes:
 
 
 def nll_of(model: str, seed: int) -> Tensor:
-    """NLL of 300 new tasks with outliers, of maml trained on such tasks."""
+    """NLL on 300 new tasks with outliers, for maml trained on such tasks."""
     torch.manual_seed(seed)
     steps = {"num_steps": 3, "step_size": 0.4}
     settings = Pair("maml", "flat", model=model, settings=steps).specification() | {

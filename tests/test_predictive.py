@@ -1,4 +1,4 @@
-"""Posterior predictive checks: are the draws the model's own, are labels left out, does a check find what is wrong?"""
+"""Posterior predictive checks: draws from the model, no query labels, detection of wrong models."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_labels_move_no_draw() -> None:
 
 
 class Narrow(pyro_metabayes.Guide):
-    """The exact posterior at `factor` times its spread."""
+    """The exact posterior with its sd multiplied by `factor`."""
 
     factor = 1.0
 

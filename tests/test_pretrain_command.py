@@ -1,4 +1,4 @@
-"""Does `python -m experiments.pretrain` leave a backbone that runs take, with figures and a picture?"""
+"""`python -m experiments.pretrain` caches a backbone for runs, and writes metrics and a plot."""
 
 from __future__ import annotations
 

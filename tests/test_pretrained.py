@@ -1,4 +1,4 @@
-"""The learners that ship: their files, the classifier that uses them, and what they do on banks that they never saw."""
+"""The learners that ship: their files, their classifier, and their scores on banks not used in training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def simulated(seed: int, way: int = 5, shot: int = 1, query: int = 15, number: i
 
 
 def photographs() -> Bank:
-    """Features of photographs, of which no learner that ships has seen any."""
+    """Features of photographs, which no learner that ships has seen."""
     if not os.environ.get("METABAYES_DATA"):
         pytest.skip("METABAYES_DATA is not set")
     from pyro_metabayes.data.sources import features  # reads a file

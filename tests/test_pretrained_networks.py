@@ -202,7 +202,7 @@ def test_cached_weights_of_timm_are_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def cached_weights() -> dict[str, torch.Tensor]:
-    """Random weights in the cache of torch, under the name of those of torchvision."""
+    """Save random weights in the cache of torch, under the file name of torchvision's weights."""
     url = torchvision().models.get_model_weights(VISION)["DEFAULT"].url
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     file.parent.mkdir(parents=True, exist_ok=True)

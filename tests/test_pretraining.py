@@ -1,4 +1,4 @@
-"""Does pretraining learn, in either precision, and from its own seed alone?"""
+"""Pretraining learns in both precisions, and its result depends on its own seed alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def bank() -> Bank:
-    """Four classes of 32 noisy images, each with a bright quarter of its own."""
+    """Four classes of 32 noisy images. Each class has another bright quarter."""
     images = 60 * torch.rand(4, 32, 1, 16, 16)
     for number in range(4):
         top, left = 8 * (number // 2), 8 * (number % 2)
@@ -99,7 +99,7 @@ def settings_of(recipe: str, **changes: object) -> PretrainSettings:
 
 @pytest.fixture
 def few_shot(bank: Bank) -> Bank:
-    """The same images as 4 training classes and, cut smaller, 6 validation classes."""
+    """The same images as 4 training classes, and as 6 smaller validation classes."""
     sizes = torch.tensor([32] * 4 + [20] * 6)
     inputs = torch.cat([bank.inputs, bank.inputs[:120]])
     splits = {"train": torch.arange(4), "val": torch.arange(4, 10), "test": torch.arange(0)}

@@ -1,4 +1,4 @@
-"""Do the objectives of Pyro train our models and guides? In value equal to ours where both compute the same."""
+"""Pyro's objectives train our models and guides. Objectives that Pyro and we define have equal values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Query sets whose classes are not equally frequent, and features with noise on them: are the tasks what they say?"""
+"""Imbalanced query sets and noisy features: distributions of the tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = GaussianFeatures(num_features=8, separation=4.0, rectify=False)
 
 
 def counts_of(labels: Tensor, way: int = 5) -> Tensor:
-    """Queries of each class [T, way]."""
+    """Numbers of queries per class [T, way]."""
     return torch.nn.functional.one_hot(labels, way).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Temperature scaling and ensembles: against temperatures that are known, and averages by hand."""
+"""Temperature scaling and ensembles, compared with known temperatures and explicit averages."""
 
 from __future__ import annotations
 

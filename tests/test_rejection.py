@@ -18,7 +18,7 @@ from pyro_metabayes.sklearn import FewShotClassifier
 
 
 def task(kind: type | str = int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Support inputs of three classes, their labels, and queries: ten of the classes, ten of another place."""
+    """Support inputs and labels of three classes, ten queries of these classes and ten of another class."""
     noise = np.random.default_rng(0)
     centres = 4 * np.eye(4, 6)
     labels = np.tile(np.arange(3), 5)

@@ -1,4 +1,4 @@
-"""Does a published table run, go on, and set its figures beside the paper's, kind by kind?"""
+"""A published table runs, continues, and shows inductive and transductive results beside the paper's."""
 
 from __future__ import annotations
 

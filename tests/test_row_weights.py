@@ -1,4 +1,4 @@
-"""Weights of rows and offsets: against a marginal likelihood written down in numpy, and in every command."""
+"""Row weights and offsets, compared with a marginal likelihood in numpy, and in every command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAINING = ("train.steps=1", "train.learning_rate=1e-9", f"train.tasks_per_step=
 
 
 def written(path: Path) -> list[tuple[str, float, float, float, float, float]]:
-    """Rows (group, a, b, n, o, y): y is a mean of n measurements, and o moves it by 1 per unit."""
+    """Rows (group, a, b, n, o, y): y is a mean of n measurements, and o is added to it."""
     noise, rows = np.random.default_rng(5), []
     for group in range(GROUPS):
         intercept, slope = 20 + 3 * noise.normal(), 2 + 0.8 * noise.normal()
@@ -53,7 +53,7 @@ def rows(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, f
 
 
 class Reference:
-    """y - o ~ N(X beta, Z S Z^T + diag(sigma^2 / n)) of each group, dense, in the units of the file."""
+    """The dense model y - o ~ N(X beta, Z S Z^T + diag(sigma^2 / n)) of each group, in the units of the file."""
 
     def __init__(self, rows: list[Any]) -> None:
         self.groups = {name: np.array([row[1:] for row in rows if row[0] == name]) for name in dict.fromkeys(
@@ -69,7 +69,7 @@ class Reference:
 
     @staticmethod
     def parameters(theta: Array) -> tuple[Array, Array, float]:
-        """beta and S at a = 0; theta has them at a = 10, where they hardly depend on each other."""
+        """beta, S and sigma with intercepts at a = 0. theta has intercepts at a = 10, to decorrelate the entries."""
         root = np.array([[np.exp(theta[3]), 0], [theta[4], np.exp(theta[5])]])
         back = np.array([[1.0, -10.0], [0.0, 1.0]])
         return np.array([*(back @ theta[:2]), theta[2]]), back @ root @ root.T @ back.T, float(np.exp(theta[6]))

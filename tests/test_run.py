@@ -1,4 +1,4 @@
-"""Do the documented commands work? Each is called as a shell would, on data that two seconds can carry."""
+"""The documented commands work as called from a shell, on data for which they take about two seconds."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 
 @pytest.fixture(scope="session")
 def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The folder of one run of proto on glyphs, and what it printed; its backbone is in the cache now."""
+    """The folder and output of one run of proto on glyphs. Its backbone is in the cache afterwards."""
     folder = tmp_path_factory.mktemp("glyphs") / "run"
     return folder, ran("run", *GLYPHS, *SMALL, "guide=proto", f"hydra.run.dir={folder}")
 
@@ -104,7 +104,7 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def few_turns(guide: str) -> list[str]:
-    """Settings for two turns of the loops that have more than three."""
+    """Settings that reduce loops of more than three iterations to two."""
     settings = yaml.safe_load((CONF / "guide" / f"{guide}.yaml").read_text())
     loops = [(part, name) for part in ("guide", "model") for name in ("num_steps", "cleaning_steps", "finetune_steps")]
     return [f"{part}.{name}=2" for part, name in loops if (settings.get(part) or {}).get(name, 0) > 3]
@@ -330,7 +330,7 @@ def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def of_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Settings of a run on small domains, digits and objects, with a pretraining of an epoch."""
+    """Settings of a run on small domains of digits and objects, with one epoch of pretraining."""
     write_digits(tmp_path / "data" / "digits")
     write_pacs(tmp_path / "data" / "pacs")
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path / "data"))
@@ -575,7 +575,7 @@ def test_the_command_works_in_a_process_of_its_own(features: Path, finished: Pat
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one commit, in the place of that of the code."""
+    """A repository with one commit, which replaces that of the code."""
     for folder in ("guides", "docs", "experiments/conf/guide"):
         Path(folder).mkdir(parents=True)
     Path("guides/sib.py").touch()
@@ -702,7 +702,7 @@ def backbone_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:
-    """Poll; a condition that never comes true fails here."""
+    """Wait for a condition, or fail after this number of seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -711,7 +711,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="session")
 def interrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The folder of a run that got SIGINT in mid-training, and what it said."""
+    """The folder and output of a run that got SIGINT during training."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     return folder, interrupted_at_a_line(
         folder / "metrics.jsonl", "run", *on_features(features), *LONG, f"hydra.run.dir={folder}"
@@ -719,7 +719,7 @@ def interrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def interrupted_at_a_line(metrics: Path, *command: str) -> Outcome:
-    """What a command says that gets SIGINT after some lines of metrics."""
+    """The output of a command that gets SIGINT after some lines of metrics."""
     with forked(*command) as started:
         wait_for(lambda: started.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 11))
         started.send_signal(signal.SIGINT)
@@ -728,7 +728,7 @@ def interrupted_at_a_line(metrics: Path, *command: str) -> Outcome:
 
 @pytest.fixture
 def unfinished(interrupted: tuple[Path, Outcome]) -> Path:
-    """A copy of it that a test may go on with."""
+    """A copy of the interrupted run, which a test may continue."""
     shutil.copytree(interrupted[0], "unfinished")
     return Path("unfinished").resolve()
 
@@ -742,7 +742,7 @@ def uninterrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def resumed(interrupted: tuple[Path, Outcome], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interrupted run, finished; the settings are not given again."""
+    """The interrupted run, finished by resume= without its settings."""
     folder = tmp_path_factory.mktemp("resumed") / "seed=3, resumed"  # signs that mean something to Hydra
     shutil.copytree(interrupted[0], folder)
     ran("run", f"resume={folder}")
@@ -841,8 +841,8 @@ def test_a_finished_run_with_more_steps_replaces_its_results(schedule: str, fini
     outcome = ran("run", "resume=run", "train.steps=5", f"train.schedule={schedule}")
     assert results_of(Path("run"))["steps"] == 5 and not Path("run/evaluations").exists()
     note = (
-        "note: the first steps had the learning rates of a cosine schedule over 2 steps, the others those of one over "
-        "5; a new run with train.steps=5 gives another result\n"
+        "note: the learning rates followed a cosine schedule over 2 steps, and one over 5 steps after the run was "
+        "resumed; a new run with train.steps=5 gives another result\n"
     )
     assert outcome.err == (note if schedule == "cosine" else "")
 
@@ -862,7 +862,7 @@ def test_fewer_steps_than_taken_are_refused_on_resume(unfinished: Path) -> None:
 
 @pytest.fixture
 def pretraining(cache: Path) -> Iterator[ForkedCommand]:
-    """A process that has begun to pretrain and would go on for hours."""
+    """A process that is pretraining and would continue for hours."""
     endless = ("pretrain.epochs=100000", "guide=proto", "hydra.run.dir=run")
     with forked("run", *GLYPHS, *SMALL, *endless) as started:
         wait_for(lambda: "pretraining it once" in started.out)
@@ -903,7 +903,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(features: Path) -> None:
 
 
 def one_task(features: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Three shots and ten queries of five classes."""
+    """A task of five classes with three support points and ten queries each."""
     with np.load(features) as archive:
         rows = archive["features"].reshape(30, 20, -1)[:5]
     support, query = rows[:, :3].reshape(15, -1), rows[:, 3:13].reshape(50, -1)

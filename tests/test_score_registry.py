@@ -1,4 +1,4 @@
-"""Is a new score one entry of the registry? Then it is in every result that its entry names."""
+"""A new score is one entry of the registry, and appears in every result that the entry names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def share_of_novel(predictions: BaseNovelPredictions) -> Tensor:
 
 @pytest.fixture
 def registry() -> Iterator[list[Score[Any]]]:
-    """The registry, restored afterwards."""
+    """The registry. It is restored afterwards."""
     before = list(SCORES)
     yield SCORES
     SCORES[:] = before
@@ -101,7 +101,7 @@ def test_a_new_score_of_numbers_is_given_after_each_inner_step(registry: list[Sc
 
 
 def with_base(episodes: Episodes) -> Episodes:
-    """Every other query has a base class."""
+    """The same tasks, in which every other query has a base class."""
     labels = episodes.query_y.clone()
     labels[:, ::2] = episodes.num_classes + torch.arange(labels[:, ::2].shape[1]) % BASE
     return replace(episodes, query_y=labels)

@@ -1,4 +1,4 @@
-"""Are the scores what their formulas say? Against slow loops, and cases with a known answer."""
+"""Scores, compared with slow loops over their formulae and with known values."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
 
 
 def cumulative(z: float) -> float:
-    """Of the standard normal."""
+    """The CDF of the standard normal distribution."""
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
@@ -285,7 +285,7 @@ def test_noise_of_leaves_the_global_stream_alone() -> None:
 
 
 def learner_with_prior(head: str, loc: float, scale: float) -> MetaLearner:
-    """The prior N(loc, scale^2) in every weight, under a head of scale 10."""
+    """A learner with a head of scale 10, random prior means of sd `loc`, and prior sd `scale`."""
     learner: Any = Pair("mean_field", "gaussian", head).learner()
     with torch.no_grad():
         learner.model.head.scale.fill_(10.0)

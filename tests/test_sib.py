@@ -1,4 +1,4 @@
-"""Is guides/sib.py the published algorithm, and are its extensions what they say?"""
+"""guides/sib.py is the published algorithm, and its extensions agree with their definitions."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def batch_norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def published_loss(learner: MetaLearner, episodes: Episodes) -> Tensor:
-    """Cross entropy of the final logits, one task at a time; double backprop through autograd.grad."""
+    """Cross-entropy of the final logits, by a loop over tasks and second-order autograd."""
     guide: Any = learner.guide
     head: Any = learner.model.head
     xi = guide.xi

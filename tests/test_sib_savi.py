@@ -1,4 +1,4 @@
-"""Is the bound of sib_savi a bound, exact where it can be, and does it start from the point mass?"""
+"""The ELBO of sib_savi is a bound, exact for a diagonal posterior, and starts from the point estimate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the simulators draw what they say, and is what they call the truth true?"""
+"""Distributions of the simulators, and the posteriors that they call true."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_truth_of_spinning_lines_counts_the_points_that_are_there() -> None:
 
 
 def simulators() -> list[Any]:
-    """The simulator of every YAML of data=, with the shape of its tasks: a new file is tried."""
+    """The simulator of every YAML of data= with the shape of its tasks, so that a new file is tested too."""
     found = []
     for path in sorted((CONF / "data").glob("*.yaml")):
         content: Any = OmegaConf.to_container(OmegaConf.load(path))

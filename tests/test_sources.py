@@ -1,4 +1,4 @@
-"""Is every published format read as what it is, and every damage named in one line, with nothing half-written?"""
+"""Published formats are read correctly. Damaged files give a one-line message, and no half-written cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def metabayes_real() -> Path:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """METABAYES_DATA, beside an empty cache."""
+    """The folder METABAYES_DATA, with an empty cache beside it."""
     monkeypatch.setenv("METABAYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
@@ -76,7 +76,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def line_of(load: Callable[[], Any], cache: Path) -> str:
-    """The line of a refusal that left nothing half-written: each array of the cache has its table."""
+    """The one-line message of a refusal. Nothing is half-written: each array in the cache has its JSON file."""
     with pytest.raises(UsageError) as caught:
         load()
     left = [path for path in cache.rglob("*") if path.is_file()]
@@ -219,7 +219,7 @@ def test_an_interrupted_conversion_leaves_no_half(cache: Path) -> None:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A server on this machine in the place of the one that torchvision downloads from."""
+    """A local server that replaces the one from which torchvision downloads."""
     monkeypatch.delenv("METABAYES_DATA")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "served").mkdir()
@@ -379,7 +379,7 @@ def test_what_is_missing_is_named(folder: Path, cache: Path, monkeypatch: pytest
 
 
 def changed_pickle(write: Callable[[Path], None], name: str, **changed: Any) -> Callable[[Path], None]:
-    """The data set with some entries of one of its pickles replaced."""
+    """A function that writes the data set, with some entries of one of its pickles replaced."""
 
     def change(folder: Path) -> None:
         write(folder)

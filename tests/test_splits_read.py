@@ -1,4 +1,4 @@
-"""Does a command ask only those splits for classes from which it draws tasks?"""
+"""A command needs classes only in the splits from which it draws tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a study run, keep what is finished, go on after Ctrl-C, and name its mistakes? In the smallest size there is."""
+"""Studies in the smallest size: they run, keep finished runs, continue after Ctrl-C, and report mistakes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SMOKE = {f"{name} {row.part}: {row.label}": row for name in STUDIES for row in r
 
 
 def with_every_setting() -> dict[str, list[Row]]:
-    """By study, rows that have a setting which none before them has, or one of a part with another guide."""
+    """By study, the rows with a setting (or a setting of a part with a guide) that no earlier row has."""
     seen, kept = set[tuple[str, str]](), dict[str, list[Row]]()
     for name in STUDIES:
         for row in rows_of(study_of(name), smoke=False):
@@ -118,7 +118,7 @@ def test_seeds_come_one_after_the_other() -> None:
 
 @pytest.fixture(scope="session")
 def gaussian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The folder of two parts of one study, and what the command said."""
+    """The folder of two parts of one study, and the output of the command."""
     folder = tmp_path_factory.mktemp("gaussian") / "study"
     parts = "parts=[ceiling,monte_carlo_joint]"
     with without_workers():
@@ -127,7 +127,7 @@ def gaussian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 
 @pytest.fixture
 def copied(gaussian: tuple[Path, Outcome]) -> Path:
-    """A copy that a test may change, with the times of its files."""
+    """A copy of the study that a test may change. The times of files are kept."""
     shutil.copytree(gaussian[0], "study")
     return Path("study").resolve()
 
@@ -138,12 +138,12 @@ def table_in(folder: Path) -> list[dict[str, str]]:
 
 
 def runs_in(folder: Path) -> dict[Path, int]:
-    """The finished runs and evaluations, and when they were."""
+    """The finished runs and evaluations with the times of their files."""
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("results.json")}
 
 
 def check_outputs(folder: Path, pictures: set[str], parts: set[str]) -> list[dict[str, str]]:
-    """Tables and pictures are there, and no number is missing; the rows of table.csv."""
+    """Check that tables and plots exist and no number is missing. Return the rows of table.csv."""
     assert {path.name for path in folder.glob("*.png")} == pictures
     assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
     markdown = (folder / "table.md").read_text()
@@ -281,7 +281,7 @@ def wait_for_the_long_row(study: ForkedCommand, folder: Path) -> None:
 
 @pytest.fixture
 def interrupted() -> tuple[Path, dict[Path, int], Outcome]:
-    """A study with one row finished and a long one begun, which got Ctrl-C: SIGINT to it and to its workers."""
+    """A study with a finished row and a long unfinished one. It and its workers got SIGINT, as by Ctrl-C."""
     folder = Path("study").resolve()
     with forked("collapse", *QUICK_AND_LONG, "hydra.run.dir=study") as study:
         wait_for_the_long_row(study, folder)

@@ -1,4 +1,4 @@
-"""Is nothing lost but the steps since the last checkpoint, however and whenever a run is stopped?"""
+"""A stopped run loses only the steps since its last checkpoint, however and whenever it is stopped."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def made(folder: Path) -> Path:
 
 @contextmanager
 def disk_full_after(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes, as on a disk that is nearly full: writes end half-way."""
+    """Context manager in which no file can exceed `size` bytes, so that writes fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_whole_files(size: int, copied: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Path]:
-    """A disk of its own; the test is skipped where none may be mounted."""
+    """A small mounted disk. The test is skipped if no disk can be mounted."""
     folder.mkdir(exist_ok=True)
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, capture_output=True)
@@ -342,7 +342,7 @@ def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
 
 
 def stopped(server: subprocess.Popen[str], arguments: list[str], seconds: float, number: signal.Signals) -> int:
-    """The exit code of a run that gets the signal after so many seconds, unless it ends before."""
+    """The exit code of a run that gets the signal after this number of seconds, unless it has ended."""
     assert server.stdin is not None and server.stdout is not None
     print(*arguments, file=server.stdin, flush=True)
     child, end = int(server.stdout.readline()), time.monotonic() + seconds
@@ -364,7 +364,7 @@ def step_of(folder: Path) -> int:
 
 
 def assert_whole(folder: Path) -> None:
-    """Every file that is there is whole; of metrics.jsonl every line."""
+    """Check that existing files are complete, and each line of metrics.jsonl is."""
     if (folder / "metrics.jsonl").exists():
         assert all(json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     if (folder / "results.json").exists():

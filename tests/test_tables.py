@@ -1,4 +1,4 @@
-"""Are columns found by the text of their names, and are the CSV files read that programs and countries write?"""
+"""Columns are found by name, and CSV files of various programs and countries are read."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_cell_without_a_number_is_named(cell: str, tmp_path: Path) -> None:
 
 
 def with_cell(cell: str, line: int, column: str = "x") -> str:
-    """The table with one other cell on this line of the file."""
+    """The table with a changed cell on this line of the file."""
     lines = [text.split(",") for text in table().splitlines()]
     lines[line - 1][lines[0].index(column)] = cell
     return "\n".join(map(",".join, lines)) + "\n"

@@ -54,7 +54,7 @@ def test_a_task_predicts_as_the_learner_does(pair: Pair) -> None:
 
 
 def three_classes(seed: int = 0, dimension: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two points of each class, their numbers, and 24 queries."""
+    """Two support points of each of three classes, their labels, and 24 queries."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(3, dimension))
     support, query = (centres.repeat(n, 0) + rng.normal(size=(3 * n, dimension)) / 2 for n in (2, 8))

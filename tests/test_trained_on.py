@@ -1,4 +1,4 @@
-"""Does a transductive guide say that it meets other tasks than it was trained on, and nobody else?"""
+"""A transductive guide, and no other, warns about tasks that differ from its training tasks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def learner_of(guide: str, record: bool = True) -> MetaLearner:
 
 
 def unbalanced(episodes: Episodes, most: int) -> Episodes:
-    """The same tasks with `most` of the queries of class 0, the others in turn of the others."""
+    """The same tasks with `most` queries of class 0. The other classes alternate in the other queries."""
     y = torch.arange(episodes.query_y.shape[1]) % (episodes.num_classes - 1) + 1
     y[:most] = 0
     return replace(episodes, query_y=y.expand_as(episodes.query_y))
@@ -103,7 +103,7 @@ def test_it_warns_once_and_names_what_is_outside(
 
 
 def with_padding(episodes: Episodes) -> Episodes:
-    """With as many masked points again."""
+    """The same tasks with as many additional masked points."""
     twice = episodes.map_tensors(lambda x: torch.cat((x, x), dim=1) if x.dim() > 1 else x)
     masks = {name: getattr(twice, name).clone() for name in ("support_mask", "query_mask")}
     for mask in masks.values():

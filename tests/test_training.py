@@ -1,4 +1,4 @@
-"""Does the training loop do what it is told, stop where it must, and go on as if it had never stopped?"""
+"""The training loop: its settings, its stops, and resumed trainings that equal uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw(generator: Generator) -> Episodes:
 
 
 class Normalised(pyro_metabayes.Backbone):
-    """A layer and a batch norm, scaled to unit length."""
+    """A backbone with a linear layer and a batch norm. Features have unit length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def training_of(
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
+    """The lines of metrics.jsonl without times."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in parsed:
         del line["seconds"]
@@ -111,7 +111,7 @@ def weights(training: MetaTraining) -> dict[str, Any]:
 
 
 def assert_same_run(one: MetaTraining, other: MetaTraining) -> None:
-    """Bit for bit: metrics, last and best weights, optimiser."""
+    """Check that metrics, last and best weights and the optimiser are equal bit for bit."""
     assert lines(one.folder) == lines(other.folder)
     states = [checkpoint.load(training.folder / "checkpoint.pt") for training in (one, other)]
     for part in ("learner", "best"):
@@ -129,7 +129,7 @@ def assert_same_run(one: MetaTraining, other: MetaTraining) -> None:
 
 
 def interrupt_at(step: int) -> WatchedStream:
-    """SIGINT to this very process while the step is being taken."""
+    """A stream that sends SIGINT to this process during a step."""
 
     def before(now: int) -> None:
         if now == step:

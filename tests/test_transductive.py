@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Pair, float, Algorithm]] = {
 
 
 def untrained(pair: Pair, episodes: Episodes, scale: float) -> MetaLearner:
-    """The learner at its settings, with a head of this scale."""
+    """The untrained learner of a pair, with a head of this scale."""
     specification = pair.specification(way=episodes.num_classes, features=episodes.query_x.shape[-1])
     specification["head"] = {"_target_": HEADS[pair.head], "scale": scale}
     return MetaLearner.from_specification(specification)

@@ -35,7 +35,7 @@ def tasks(shot: int) -> Episodes:
 
 
 def learner_of(guide: str, settings: dict[str, Any] | None = None) -> MetaLearner:
-    """Untrained."""
+    """An untrained learner."""
     pair = Pair(guide, "flat", "linear", settings=settings or {})
     return MetaLearner.from_specification(pair.specification(way=WAY, features=256))
 
@@ -74,7 +74,7 @@ def squared(x: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def entropy(p: Tensor, alpha: float) -> Tensor:
-    """Shannon's, or Tsallis' (eq. 5 of alpha-TIM)."""
+    """Shannon entropy, or Tsallis entropy (eq. 5 of alpha-TIM)."""
     return -(p * p.log()).sum(-1) if alpha == 1 else (1 - p.pow(alpha).sum(-1)) / (alpha - 1)
 
 
@@ -100,7 +100,7 @@ def tim_of(settings: dict[str, Any], task: Task) -> np.ndarray:
 
 
 def paddle_of(task: Task, num_steps: int, tau: float, ranged: bool) -> np.ndarray:
-    """Algorithm 1, lambda = |Q|, on features scaled as in the released code, or by sqrt(tau)."""
+    """Algorithm 1 of PADDLE with lambda = |Q|, on features scaled as in the released code, or by sqrt(tau)."""
     sx, sy, qx = task
     scale = 1 / np.ptp(qx, axis=0) if ranged else np.sqrt(tau)
     sx, qx = sx * scale, qx * scale
@@ -113,7 +113,7 @@ def paddle_of(task: Task, num_steps: int, tau: float, ranged: bool) -> np.ndarra
 
 
 def unem_of(task: Task, tau: float, balance: np.ndarray, temperature: np.ndarray) -> np.ndarray:
-    """The Gaussian model: one layer for each temperature."""
+    """The Gaussian model of UNEM, with one layer per temperature."""
     sx, sy, qx = task
     sx, qx = np.sqrt(tau) * sx, np.sqrt(tau) * qx
     w, v, y = means_of(sx, sy), np.zeros(WAY), np.eye(WAY)[sy]
@@ -165,7 +165,7 @@ def cleaning_losses(x: np.ndarray, y: np.ndarray, start: np.ndarray, num_steps: 
 
 
 def ilpc_of(task: Task, num_steps: int) -> np.ndarray:
-    """Algorithm 1: three queries of each class in a round."""
+    """Algorithm 1 of iLPC, with three queries of each class per round."""
     sx, sy, qx = task
     x = np.concatenate((sx, qx))
     y = np.concatenate((sy, np.full(len(qx), -1)))
@@ -231,7 +231,7 @@ def test_ilpc_predicts_as_its_algorithm(shot: int) -> None:
 
 
 def check_agreement(got: Tensor, expected: Tensor, episodes: Episodes) -> None:
-    """And the method is not trivially that of the class means."""
+    """Check that predictions agree, and differ from those of the class means."""
     assert (got == expected).float().mean() >= AGREEMENT
     inductive = torch.cdist(
         episodes.query_x,

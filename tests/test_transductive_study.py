@@ -1,4 +1,4 @@
-"""The comparison of transductive methods: does it choose, keep, pair and count as it says?"""
+"""The comparison of transductive methods: choices, kept results, pairs and counts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def small_study() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison in smoke size, beside its page."""
+    """The folder of a comparison of size smoke, with its page."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "study.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(small_study())))
     (folder / "page.md").write_text(TEXT)

@@ -1,4 +1,4 @@
-"""Are arrays read from the pickles of any Python, and is nothing that a pickle holds ever run?"""
+"""Arrays are read from the pickles of any Python version, and nothing in a pickle is executed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_pickle_of_python_2_is_read() -> None:
 
 
 class Malicious:
-    """Its pickle makes a folder when it is read."""
+    """An object whose pickle calls a function when it is read."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)

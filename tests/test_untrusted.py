@@ -1,4 +1,4 @@
-"""Does a hostile file get nowhere: no code, no room for what it only claims, no path out of its folder?"""
+"""Hostile files cannot run code, reserve memory for claimed sizes, or reach paths outside their folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every command explain itself, and does a command without a terminal show that it works?"""
+"""Every command explains itself, and shows progress without a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
         "gold": ("RUN_DIR", "folder of a finished run, or folders of several runs"),
         "predictive": (
             "samples",
-            "number of draws of w per task; labels of the second half are the replicates (default: 200)",
+            "number of draws of w per task: one half draws replicated labels, the other half scores labels "
+            "(default: 200)",
         ),
         "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
         "collapse": ("workers", "number of runs in parallel, each on one thread (default: 2)"),

@@ -1,4 +1,4 @@
-"""Is a batch of tasks that no method can use refused in one line, where it is made or where it is used?"""
+"""Unusable batches of tasks are refused in one line, where they are made or where they are used."""
 
 from __future__ import annotations
 

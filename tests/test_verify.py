@@ -1,4 +1,4 @@
-"""Does `experiments.verify` find the figures of a run again, and name those that are others?"""
+"""`experiments.verify` reproduces the metrics of a run, and lists the metrics that differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algorithms of papers on transductive few-shot learning, for one task, in numpy: what the guides are compared with.
+"""Algorithms of papers on transductive few-shot learning in numpy, for one task. Guides are compared with them.
 
 Every function takes support_x [S, D], support_y [S], query_x [Q, D] and the number of classes C, and returns scores
 [Q, C], whose largest is the predicted class.

@@ -5,11 +5,12 @@ A row of the table is a function from tasks without query labels to log probabil
     def row(observed: Observed) -> Tensor:      # log p(y = c | x) [T, Q, C], normalised, in nats
         ...
 
-All rows get the same tasks, and are compared with tempered class means task by task. There are three ways to add one:
+All rows get the same tasks. Each row is compared task by task with class means, whose temperature is fitted. There are
+three ways to add a row:
 
     --function MODULE:NAME                       any such function
     --learner FILE[,guide.SETTING=VALUE ...]     a checkpoint of MetaLearner.save, with settings of its guide changed
     --classifier [ARGUMENT=VALUE ...]            FewShotClassifier(ARGUMENT=VALUE, ...), one task at a time
 
-A learner is rebuilt for the dimension and the number of classes of each bank, which its weights must not depend on.
+A learner is rebuilt for the dimension and the number of classes of each bank. Its weights must not depend on these.
 """

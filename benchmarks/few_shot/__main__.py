@@ -1,8 +1,8 @@
 """python -m benchmarks.few_shot [--grid]: few-shot classifiers on banks of embeddings that no learner has seen.
 
 Prints accuracy (per cent), negative log-likelihood (nats per query) and expected calibration error of every method, and
-differences to tempered class means on the same tasks, with 95% intervals. With --grid: all ways, shots and class
-marginals of two banks, and in how many cells a method is worse.
+differences to class means with a fitted temperature on the same tasks, with 95% intervals. A cell is a way, shot and
+class marginal. With --grid: all cells of two banks, and in how many cells a method is worse than class means.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REFERENCE = "class_means"
 
 
 def grid_cells() -> tuple[Cell, ...]:
-    """Ways x shots x class marginals; a class may be absent from ABSENT_FROM classes on."""
+    """Cells of the grid. The marginal `absent` is used for tasks with at least ABSENT_FROM classes."""
     cells = (Cell(way, shot, marginal) for way, marginal, shot in product(WAYS, GRID_MARGINALS, SHOTS))
     return tuple(cell for cell in cells if cell.marginal != "absent" or cell.way >= ABSENT_FROM)
 
@@ -64,20 +64,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot", description=__doc__.splitlines()[0])
     parser.add_argument("--grid", action="store_true", help="all ways, shots and class marginals")
     choices = [*TEST, *SIMULATED]
-    parser.add_argument("--banks", nargs="+", choices=choices, metavar="BANK", help=f"of {', '.join(choices)}")
-    parser.add_argument("--methods", nargs="*", choices=list(PEERS), metavar="METHOD", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--banks", nargs="+", choices=choices, metavar="BANK", help=f"among {', '.join(choices)}")
+    parser.add_argument("--methods", nargs="*", choices=list(PEERS), metavar="METHOD", help=f"among {', '.join(PEERS)}")
     parser.add_argument("--learner", action="append", default=[], metavar="FILE[,guide.SETTING=VALUE ...]")
     parser.add_argument("--classifier", action="append", default=[], metavar="[ARGUMENT=VALUE ...]")
     parser.add_argument("--function", action="append", default=[], metavar="MODULE:NAME")
     parser.add_argument("--tasks", type=int, help="tasks per bank and cell; default: 300")
-    parser.add_argument("--seed", type=int, default=0, help="of the tasks")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the tasks")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
     parser.add_argument("--toy", action="store_true", help="two tasks of a simulated bank, to test that it runs")
     return parser.parse_args(arguments)
 
 
 def _added(options: argparse.Namespace) -> list[Method]:
-    """The methods that are not peers."""
+    """The methods given by --learner, --classifier and --function."""
     return [
         *map(Checkpoint.parse, options.learner),
         *map(Classifier.parse, options.classifier),

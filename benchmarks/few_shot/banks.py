@@ -1,4 +1,4 @@
-"""The banks of the comparison: those of TEST are never used to train or to tune, those of TUNING choose settings.
+"""The banks of the comparison. TEST is never used for training or tuning; settings are chosen on TUNING.
 
 A bank is built once, by `python -m benchmarks.few_shot.make_banks`, and kept in the cache folder. All features have
 unit length.
@@ -8,8 +8,8 @@ unit length.
     docstrings_minilm  docstrings of six packages, the module as class, all-MiniLM-L6-v2, 384 dimensions
     usps_pixels        ten digits, 256 pixels
     usps_hog           the same, histograms of oriented gradients
-    omniglot_*         the twelve alphabets of the Vinyals test split without training characters: pixels, random
-                       projections of them, histograms of oriented gradients
+    omniglot_*         the twelve alphabets in the Vinyals test split that have no training character: pixels, random
+                       projections of the pixels, histograms of oriented gradients
 
 The tuning banks are training classes of glyphs and of Omniglot, and MNIST.
 """
@@ -34,17 +34,17 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import Arrays, cached_arrays, data_file
 
 HINT = "put it there"
-PER_CLASS = 60  # rows of a class, where a network embeds them
+PER_CLASS = 60  # largest number of rows per class that a network embeds
 PER_DIGIT = 200
 Features = Callable[[np.ndarray], np.ndarray]
 
 
 @cache
 def source_of(name: str) -> Source:
-    """The tasks of a bank, which is built where the cache does not have it.
+    """The source of tasks of a bank. The bank is built if it is not in the cache.
 
     Raises:
-        UsageError: no bank of this name, or its data or packages are not found.
+        UsageError: no bank has this name, or data or packages that the bank needs are not found.
     """
     makers = TEST | TUNING | SIMULATED
     if name not in makers:
@@ -56,7 +56,7 @@ def source_of(name: str) -> Source:
 def _bank(
     name: str, settings: Mapping[str, object], make: Callable[[], tuple[np.ndarray, np.ndarray]], split: str = "test"
 ) -> Bank:
-    """The bank of features [N, D] and names of classes [N], all of them in one split."""
+    """The bank of the features [N, D] and class names [N] that `make` returns. All classes are in one split."""
 
     def arrays() -> Arrays:
         features, labels = make()
@@ -68,7 +68,7 @@ def _bank(
 
 
 def unit_length(features: np.ndarray) -> np.ndarray:
-    """Rows of unit length in float32; a row of zeros stays."""
+    """Rows of unit length in float32; a row of zeros is unchanged."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
 
@@ -150,7 +150,7 @@ def _glyphs(features: Features) -> Bank:
     def make() -> tuple[np.ndarray, np.ndarray]:
         return features(bank.in_memory[bank.rows("train"), 0].numpy()), names
 
-    bank = glyphs.load(images_per_class=len(FACES))  # one image of each face, so that no two show one drawing
+    bank = glyphs.load(images_per_class=len(FACES))  # one image per font face, so all images differ in their drawing
     names = np.array(bank.class_names)[bank.labels[bank.rows("train")].numpy()]
     return _bank(f"glyphs_{features.__name__}", {"bank": bank.fingerprint()}, make, "train")
 

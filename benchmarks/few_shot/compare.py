@@ -20,12 +20,12 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """Comparison of methods on the same tasks.
 
     Attributes:
-        methods: the rows; differences are to the first.
-        tasks: tasks per bank and cell.
-        seed: of the tasks.
+        methods: the methods. Differences are to the first method.
+        tasks: number of tasks per bank and cell.
+        seed: seed of the tasks.
         tuning: the tasks on which settings are chosen.
     """
 
@@ -37,7 +37,7 @@ class Comparison:
     def results(self, bank: str, cell: Cell) -> list[dict[str, Any]]:
         """One result per method: bank, way, shot, marginal, method, scores and milliseconds of CPU per task.
 
-        A method that refuses the bank has no result, and its message is printed.
+        If a method raises a UsageError for a bank, the message is printed and the method has no result.
         """
         where = {"bank": bank, "way": cell.way, "shot": cell.shot, "marginal": cell.marginal}
         found, reference = [], None
@@ -54,7 +54,7 @@ class Comparison:
 
     @torch.no_grad()
     def _scores(self, method: Method, bank: str, cell: Cell) -> tuple[Scores, float]:
-        """Scores and seconds of CPU, without the choice of settings."""
+        """Scores, and CPU seconds of the predictions. The time to choose settings is not included."""
         row = method.row(source_of(bank).input_shape[0], cell, self.tuning)
         parts, seconds = [], 0.0
         for episodes in batches(stream_of(bank, cell, self.seed), self.tasks):

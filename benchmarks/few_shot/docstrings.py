@@ -19,14 +19,14 @@ PACKAGES = {  # distribution (whose version is recorded): package
     "sympy": "sympy",
     "torch": "torch",
 }
-MODULES, LEAST, MOST = 16, 40, 60  # of a package; texts of a module
-SHORTEST, LONGEST = 40, 256  # characters of a text
+MODULES, LEAST, MOST = 16, 40, 60  # modules per package; least and largest number of texts per module
+SHORTEST, LONGEST = 40, 256  # least and largest number of characters of a text
 SKIPPED = {"test", "tests", "testing", "_vendor", "distutils"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def versions() -> dict[str, str]:
-    """Version of every package: the texts depend on it."""
+    """Versions of the packages, on which the texts depend."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
@@ -60,9 +60,9 @@ def _modules(package: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The texts of one file; none where it cannot be parsed."""
+    """The texts of one file; none if the file cannot be parsed."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes in strings
+        with warnings.catch_warnings(action="ignore"):  # warnings about escapes in strings
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
         return

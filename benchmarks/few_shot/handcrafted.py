@@ -10,7 +10,7 @@ SMALL = 1e-6  # keeps the norm of an empty block positive
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Rows [N, H * W] in [0, 1] of images [N, H, W], ink 255."""
+    """Pixels [N, H * W] in [0, 1] of images [N, H, W] with values from 0 to 255."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
@@ -22,9 +22,10 @@ def projected(images: np.ndarray, num_features: int = 128, seed: int = 0) -> np.
 
 
 def gradient_histograms(images: np.ndarray) -> np.ndarray:
-    """Histograms of oriented gradients [N, blocks * 4 * 9]: cells of 4 x 4 pixels, blocks of 2 x 2 of unit length.
+    """Histograms of oriented gradients [N, blocks * 4 * 9] (Dalal and Triggs 2005).
 
-    Unsigned gradients; a gradient is divided between the two nearest of nine orientations. (Dalal and Triggs 2005)
+    A cell has 4 x 4 pixels. A block has 2 x 2 cells, and its histogram has unit length. Gradients are unsigned. Each is
+    divided between the two nearest of nine orientations.
 
     Args:
         images: [N, H, W], H and W multiples of 4.

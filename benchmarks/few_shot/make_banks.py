@@ -1,7 +1,8 @@
 """python -m benchmarks.few_shot.make_banks [BANK ...]: build banks of the comparison and keep them in the cache folder.
 
-Banks of pretrained networks need packages that the project does not depend on; a message names them. They may be built
-by another Python environment with the same cache folder (METABAYES_CACHE), and are then read without these packages.
+Features of pretrained networks need packages that the project does not depend on; a message names these packages. A
+bank of such features may be built in another Python environment with the same cache folder (METABAYES_CACHE). The
+packages are not needed to read this bank.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.few_shot.make_banks", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("banks", nargs="*", metavar="BANK", help=f"of {', '.join(TEST | TUNING)} (default: all)")
+    parser.add_argument("banks", nargs="*", metavar="BANK", help=f"among {', '.join(TEST | TUNING)} (default: all)")
     names = parser.parse_args(arguments).banks or list(TEST | TUNING)
     torch.set_num_threads(1)
     failed = False

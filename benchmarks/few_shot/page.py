@@ -1,6 +1,6 @@
 """python -m benchmarks.few_shot.page RESULTS.json PAGE.md: write the results of a comparison into a page.
 
-The tables replace what stands between the lines MARK and END of the page.
+The tables replace the text between the lines MARK and END of the page.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The peers: guides of the project without training, at their published settings.
+"""The peers: guides of the project without training, with their published settings.
 
-What is not published is chosen on tasks of other banks: one temperature for each way and shot; for each shot C of the
-logistic regression and the sharpness of assignments. More than 10 shots take what was chosen for 10. The class marginal
-of these tasks is that which the method assumes: balanced, or else a mixture of balanced and Dirichlet(2). Features are
-not centred, since an unseen bank has no base classes.
+Settings without a published value are chosen on tasks of the tuning banks. The temperature is chosen for each way and
+shot. Other settings, such as C of the logistic regression, are chosen for each shot on 5-way tasks. For more than 10
+shots, the choice for 10 shots is used. The class marginal of the tuning tasks is the one that the method assumes:
+balanced, or a mixture of balanced and Dirichlet(2). Features are not centred, since an unseen bank has no base classes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.transductive.methods import predict_of
 
-MANY = 5  # shots from which the settings of several shots hold
-MOST = 10  # shots of tuning tasks, whose classes are small
-SETTINGS_WAY = 5  # of the tasks on which settings are chosen
+MANY = 5  # number of shots from which `Peer.many` applies
+MOST = 10  # largest number of shots of tuning tasks, since classes of tuning banks are small
+SETTINGS_WAY = 5  # way of the tasks on which settings are chosen
 Settings = tuple[str, ...]
 Shapes = tuple[tuple[int, int], ...]  # ways and shots
 POOLED: Shapes = ((5, 1), (5, 5))
@@ -35,14 +35,14 @@ class Peer:
     """A guide without training.
 
     Attributes:
-        name: of the row.
-        guide: name of its YAML file.
-        few, many: settings for fewer than MANY shots, and from there.
-        candidates: settings of which the best by the negative log-likelihood on other banks are taken.
-        tempered: whether a temperature is fitted.
-        marginal: of the tasks on which that is done.
+        name: name of the row.
+        guide: name of the YAML file of the guide.
+        few, many: published settings for fewer than MANY shots, and for at least MANY shots.
+        candidates: settings from which those with the smallest negative log-likelihood on tuning tasks are chosen.
+        tempered: whether a temperature is fitted on tuning tasks.
+        marginal: class marginal of the tuning tasks.
         per_feature: name of a setting whose values are multiplied by the number of features.
-        pooled: whether one choice, on 5-way tasks of 1 and 5 shots, is for all ways and shots.
+        pooled: whether one choice, on 5-way tasks with 1 and 5 shots, is used for all ways and shots.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Peer:
         return lambda observed: tempered(row(observed), inverse)
 
     def untempered(self, num_features: int, cell: Cell, settings: Settings) -> Row:
-        """The row with some settings, at the temperature of the guide."""
+        """The row with these settings and the temperature of the guide, i.e. before a temperature is fitted."""
         published = self.many if cell.shot >= MANY else self.few
         scaled = tuple(self._scaled(setting, num_features) for setting in settings)
         specification = specification_of(self.guide, (*published, *scaled))
@@ -77,7 +77,7 @@ class Peer:
 
 @cache
 def settings_of(peer: Peer, shapes: Shapes, tuning: Tuning) -> Settings:
-    """The candidate with the smallest negative log-likelihood on other banks, at its best temperature."""
+    """The candidate with the smallest negative log-likelihood on tuning tasks, each at its best temperature."""
     if len(peer.candidates) == 1:
         return peer.candidates[0]
 
@@ -90,20 +90,20 @@ def settings_of(peer: Peer, shapes: Shapes, tuning: Tuning) -> Settings:
 
 @cache
 def inverse_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> float:
-    """The best inverse temperature on other banks; 1 for a method that has no temperature."""
+    """The best inverse temperature on tuning tasks; 1 for a method without a fitted temperature."""
     return best_inverse(answers_of(peer, settings, shapes, tuning)) if peer.tempered else 1.0
 
 
-@lru_cache(maxsize=1)  # what a loss needs twice
+@lru_cache(maxsize=1)  # `loss` needs the same answers twice
 def answers_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> list[Answers]:
-    """Untempered answers on the tasks of other banks, of ways and shots."""
+    """Log probabilities and labels on tuning tasks, before tempering, for each (way, shot) of `shapes`."""
     cells = [Cell(way, shot, peer.marginal) for way, shot in shapes]
     return tuning.answers(lambda size, cell: peer.untempered(size, cell, settings), cells)
 
 
 @cache
 def specification_of(guide: str, settings: Settings) -> dict[str, Any]:
-    """The parts of `experiments.run guide=NAME SETTING=VALUE ...`, which are the same for any features."""
+    """Specification of the learner of `experiments.run guide=NAME SETTING=VALUE ...`, without dimension and way."""
     register()
     choices = [f"choices.guide={guide}", "choices.data=simulated"]  # Hydra resolves these inside its jobs only
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -124,7 +124,7 @@ PEERS = {
         Peer(
             "logistic_regression",
             "logistic_regression",
-            candidates=_each("head.scale", 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),  # C: its square
+            candidates=_each("head.scale", 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),  # C is the square of head.scale
             tempered=False,
         ),
         Peer(
@@ -133,7 +133,7 @@ PEERS = {
             candidates=tuple(
                 (f"guide.shrinkage={a}", f"guide.variance={v}") for a in (0.5, 0.9) for v in (0.02, 0.08, 0.32)
             ),
-            per_feature="guide.variance",  # whose unit is 1 / D: features of unit length with few large directions
+            per_feature="guide.variance",  # its unit is 1 / D, so the product does not depend on D
         ),
         Peer(
             "soft_kmeans",

@@ -1,4 +1,4 @@
-"""Methods that make the rows of a comparison: checkpoints, the classifier of scikit-learn's interface, functions."""
+"""Methods of a comparison that the command line names: checkpoints, FewShotClassifier, functions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Row = Callable[[Observed], Tensor]
 
 
 class Method(Protocol):
-    """Makes a row for the tasks of a cell over features of one dimension."""
+    """Method of a comparison."""
 
     @property
     def name(self) -> str: ...
 
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
-        """A function of tasks; `tuning` names the tasks on which settings may be chosen."""
+        """The predictor for features of this dimension and tasks of this cell. Settings may be chosen on `tuning`."""
         ...
 
 
@@ -41,17 +41,17 @@ class Checkpoint:
 
     name: str
     path: Path
-    settings: dict[str, Any] = field(default_factory=dict)  # of its guide
+    settings: dict[str, Any] = field(default_factory=dict)  # changed settings of the guide
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """Of FILE[,guide.SETTING=VALUE ...]."""
+        """Parse FILE[,guide.SETTING=VALUE ...]."""
         path, *changes = text.split(",")
         settings = values_of(changes, "guide.")
         return cls(" ".join([Path(path).name, *changes]), Path(path), settings)
 
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
-        """The learner for this dimension and way; refuses weights that depend on them."""
+        """The predictor of the learner, rebuilt for this dimension and way. Its weights must not depend on these."""
         saved = MetaLearner.load(self.path)
         specification = deepcopy(saved.specification)
         specification |= {"input_shape": [num_features], "num_classes": cell.way}
@@ -70,7 +70,7 @@ class Classifier:
 
     @classmethod
     def parse(cls, text: str) -> Classifier:
-        """Of ARGUMENT=VALUE,..."""
+        """Parse ARGUMENT=VALUE,..."""
         arguments = values_of([part for part in text.split(",") if part], "")
         return cls(f"FewShotClassifier({text})", arguments)
 
@@ -100,7 +100,7 @@ class Function:
 
     @classmethod
     def parse(cls, text: str) -> Function:
-        """Of MODULE:NAME."""
+        """Parse MODULE:NAME."""
         module, _, name = text.partition(":")
         try:
             return cls(text, getattr(importlib.import_module(module), name))
@@ -112,7 +112,7 @@ class Function:
 
 
 def values_of(changes: list[str], prefix: str) -> dict[str, Any]:
-    """{SETTING: value} of texts like PREFIX SETTING=VALUE, with values as in YAML."""
+    """Parse texts of the form {prefix}NAME=VALUE to {NAME: value}. Each value is read as YAML."""
     settings = {}
     for change in changes:
         key, equals, value = change.partition("=")

@@ -10,7 +10,7 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.tables import markdown_table
 
 Result = dict[str, Any]
-POINTS, NATS = -0.003, 0.01  # a cell is worse if an interval lies wholly beyond
+POINTS, NATS = -0.003, 0.01  # a method is worse in a cell if its paired interval lies beyond the limit
 COLUMNS = 4  # banks in one table of a page
 
 
@@ -75,7 +75,7 @@ def less_likely(result: Result) -> bool:
 
 
 def summary_of(results: Sequence[Result]) -> str:
-    """Each method over the cells of a grid: cells where it is worse than the reference, and mean differences."""
+    """Table of all methods: number of cells in which a method is worse than the reference, and mean differences."""
     rows = []
     for bank in dict.fromkeys(result["bank"] for result in results):
         for method in dict.fromkeys(result["method"] for result in results):
@@ -99,7 +99,7 @@ def _counts(cells: Sequence[Result]) -> dict[str, str]:
 
 
 def grid_of(results: Sequence[Result], bank: str, method: str) -> str:
-    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks a cell where it is worse."""
+    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks a cell in which it is worse."""
     cells = {cell_of(result): result for result in results if (result["bank"], result["method"]) == (bank, method)}
     rows = []
     for way, marginal in dict.fromkeys((cell.way, cell.marginal) for cell in cells):

@@ -12,10 +12,10 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
-QUERIES, FEWEST = 15, 2  # per class
-CHARACTER = 8  # queries per class of Omniglot, so that unequal ones fit into 20 drawings
+QUERIES, FEWEST = 15, 2  # default and least number of queries per class
+CHARACTER = 8  # queries per class of Omniglot: few, since imbalanced queries need more, and a class has 20 drawings
 MARGINALS = ("balanced", "dirichlet2", "dirichlet1", "absent", "mixed")
-NUMBERS = 2**22  # features in one batch of tasks
+NUMBERS = 2**22  # largest number of feature values in one batch of tasks
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Cell:
     """A kind of task.
 
     Attributes:
-        way: classes.
-        shot: support points per class.
-        marginal: of the queries.
+        way: number of classes.
+        shot: number of support points per class.
+        marginal: class marginal of the queries.
             `balanced`: equally many of each class.
             `dirichlet2`, `dirichlet1`: counts from a multinomial with a Dirichlet(2) or Dirichlet(1) marginal.
             `absent`: none of one class, equally many of the others.
@@ -61,7 +61,7 @@ def stream_of(name: str, cell: Cell, seed: int) -> TaskStream:
 
 
 def _queries(name: str, source: Source, split: str, cell: Cell) -> int:
-    """Queries per class: fewer where the classes of a tuning bank are small."""
+    """Number of queries per class: fewer if the classes of a tuning bank are small."""
     if name.startswith("omniglot_"):
         return CHARACTER
     if not (isinstance(source, BankSampler) and split == "train"):

@@ -14,7 +14,7 @@ from benchmarks.few_shot.banks import TUNING, source_of
 from benchmarks.few_shot.tasks import Cell, batches, has_tasks, stream_of
 from pyro_metabayes.episodes import Observed
 
-LOWEST, HIGHEST, ITERATIONS = 0.02, 50.0, 30  # of the inverse temperature
+LOWEST, HIGHEST, ITERATIONS = 0.02, 50.0, 30  # range of the inverse temperature, and steps of the search
 GOLDEN = (math.sqrt(5) - 1) / 2
 Row = Callable[[Observed], Tensor]
 Answers = tuple[Tensor, Tensor]  # log probabilities [N, C] and labels [N] of one bank
@@ -22,14 +22,20 @@ Answers = tuple[Tensor, Tensor]  # log probabilities [N, C] and labels [N] of on
 
 @dataclass(frozen=True)
 class Tuning:
-    """The tasks on which settings are chosen: `tasks` of each bank that has tasks of the cell."""
+    """The tasks on which settings are chosen.
+
+    Attributes:
+        banks: names of the banks. A bank without tasks of a cell is left out.
+        tasks: number of tasks per bank and cell.
+        seed: seed of the tasks.
+    """
 
     banks: tuple[str, ...] = tuple(TUNING)
     tasks: int = 32
     seed: int = 0
 
     def answers(self, row_of: Callable[[int, Cell], Row], cells: Sequence[Cell]) -> list[Answers]:
-        """Answers on every bank and cell of the row that `row_of` makes for a dimension and a cell."""
+        """Answers on every bank and cell. `row_of` returns the predictor for a dimension and a cell."""
         pairs = [(bank, cell) for cell in cells for bank in self.banks if has_tasks(bank, cell)]
         return [self._answers(row_of(source_of(bank).input_shape[0], cell), bank, cell) for bank, cell in pairs]
 
@@ -54,7 +60,7 @@ def mean_nll(answers: Sequence[Answers], inverse: float) -> float:
 
 
 def best_inverse(answers: Sequence[Answers]) -> float:
-    """The inverse temperature of the smallest mean_nll, by golden-section search: it has one minimum in the inverse."""
+    """The inverse temperature of the smallest mean_nll, by golden-section search: mean_nll has a single minimum."""
     lower, upper = math.log(LOWEST), math.log(HIGHEST)
     for _ in range(ITERATIONS):
         left, right = upper - GOLDEN * (upper - lower), lower + GOLDEN * (upper - lower)

@@ -28,7 +28,7 @@ SUITED = {  # data of guides that are not for few-shot classification; groups of
     "task_scale": ("data=linear_regression",),
 }
 SMALL = ("+data.num_features=16", "task.query=3")  # settings for classification in toy size
-FEW = {"num_steps": 12, "cleaning_steps": 12}  # most inner steps in toy size
+FEW = {"num_steps": 12, "cleaning_steps": 12}  # largest numbers of inner steps in toy size
 NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7
 
 
@@ -47,7 +47,7 @@ class Setting:
     @classmethod
     def of(cls, name: str, toy: bool) -> Setting:
         config = config_of(name, toy)
-        settings = {key: value for key, value in config.source().items() if key != "train_shift"}  # for real domains
+        settings = {key: value for key, value in config.source().items() if key != "train_shift"}  # needs domains
         source = build(settings, "data")
         stream = TaskStream(source.sampler("train", config.task), config.seed, "train")
         torch.manual_seed(config.seed)

@@ -45,7 +45,7 @@ def sib(posterior: str, number: int, device: torch.device) -> Ways:
 
 
 def versa(guide: str, number: int, device: torch.device) -> Ways:
-    """The training steps of mc or savi; savi has the KL in closed form, as the raw step has."""
+    """The training steps of mc or savi. savi has the KL in closed form, like the raw step."""
     data, samples = tasks(number, device=device), SAMPLES[guide]
     episodes = data.episodes
     objective, settings = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})

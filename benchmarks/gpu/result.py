@@ -1,4 +1,4 @@
-"""Rows of the report, each of which has passed, has failed with a reason, or was not run for lack of time."""
+"""Rows of the report. Each has passed, has failed, or was not run, for lack of time or of CUDA."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Each guide beside the same computation in raw batched PyTorch."""
+"""Guides compared with the same computation in raw batched PyTorch."""

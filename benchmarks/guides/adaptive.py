@@ -62,7 +62,7 @@ class RawLaplace(nn.Module):
 
 
 class RawLeo(nn.Module):
-    """A latent per class, five steps in it and five in the weights, by autograd; no dropout and no penalties."""
+    """One latent per class: five inner steps in the latents, then five in the weights. No dropout and no penalties."""
 
     def __init__(self, num_features: int, num_classes: int, num_latents: int = 64) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class RawLeo(nn.Module):
 
 
 def llama_loss(theta: list[Tensor], x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, num_steps: int) -> Tensor:
-    """Maml's loss on sinusoids plus 1e-6 / 2 log det (I + J^T J / noise^2), J the slopes of the query outputs."""
+    """Maml's loss on sinusoids plus 1e-6 / 2 log det (I + J^T J / noise^2), J the Jacobian of query outputs."""
     num_tasks, num_points = query_x.shape[:2]
     phi = gradient.adapt([w.expand(num_tasks, *w.shape) for w in theta], x, y, num_steps)
     alone = [w.repeat_interleave(num_points, 0) for w in phi]

@@ -1,4 +1,4 @@
-"""Case 11: predictions and training steps of guides with 64 tasks, beside raw batched PyTorch.
+"""Case 11: predictions and training steps of guides with 64 tasks, compared with raw batched PyTorch.
 
 mc and savi are in case 4 (`benchmarks/conditional.py`), sib in cases 1 and 12.
 """
@@ -19,7 +19,7 @@ from benchmarks.measure import Row, Way, rows_of, time_interleaved
 from benchmarks.setting import WAY, Size, Tasks, make_step, tasks
 from pyro_metabayes import MetaLearner
 
-GOAL, FEATURES, SHORT = "<= 1.30", 256, 20  # SHORT: inner steps of tim, whose 1000 would take minutes
+GOAL, FEATURES, SHORT = "<= 1.30", 256, 20  # SHORT: inner steps of tim; its default of 1000 would take minutes
 LINEAR, OFFSET, HALF_TAU = ({"_target_": "models.heads.Linear"}, {"_target_": "models.heads.CosineOffset"}, 7.5)
 TIM = LINEAR | {"scale": HALF_TAU}
 # by name of the row: guide, its settings, head, function in raw PyTorch

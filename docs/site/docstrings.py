@@ -1,4 +1,4 @@
-"""Docstrings are plain text with indented formulae and sections: here they become Markdown of the same content."""
+"""Converts docstrings, which are plain text with indented formulae and sections, to Markdown for the site."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_markdown(lines: Iterable[str]) -> Iterator[str]:
 
 
 def escaped(line: str) -> str:
-    """The line as Markdown that shows it; formulae (indented) and `names` are shown as they are anyway."""
+    """Return Markdown that is displayed as this line. Indented formulae and `names` need no escapes."""
     if line.startswith("    "):
         return line
     parts = QUOTED.split(line)

@@ -1,8 +1,8 @@
 """python docs/site/notebooks.py [--keep] [01 ...]: execute notebooks/*.py, each in an empty folder.
 
-Each becomes a notebook to download and a page of the site, in build/notebooks. With --keep the notebook is also stored
-beside its text, where the repository keeps it. An error in a cell is an error of the build, and so is a plot of a cell
-that does not say what the plot shows: # %% alt="Accuracy against the number of labelled rows".
+The results are a notebook to download and a page of the site, in build/notebooks. With --keep, the notebook is also
+written to notebooks/, where the repository stores it. The build fails if a cell raises an error. It also fails if a
+cell with a plot has no alternative text, such as # %% alt="Accuracy against the number of labelled rows".
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ METADATA = {
 }
 # Progress bars, plain lines of progress and the log of Hydra's launcher, which contain times.
 PROGRESS = re.compile(r"^(?:.*\d%\|.*|.+: \d+ of \d+ \w+.*|\[[-\d:, ]+\]\[HYDRA\].*)\n", re.MULTILINE)
-NEIGHBOUR = re.compile(r"\]\((\d\d_\w+)\.ipynb")  # a link to another notebook, on the site a page
+NEIGHBOUR = re.compile(r"\]\((\d\d_\w+)\.ipynb")  # a link to another notebook, which is a page on the site
 PLOT = re.compile(r"!\[png\]\((\S+/output_(\d+)_\d+\.png)\)")  # with the number of its cell
-FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)  # on the site a block of its own
+FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)  # becomes a ```math block on the site
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
     notebook = jupytext.read(path)
     with TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
-        # As a terminal shows it: of a progress bar its end, which is left out.
+        # With coalesce_streams only the last state of a progress bar remains, and PROGRESS removes it.
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, coalesce_streams=True)
         client.record_timing, client.extra_arguments = False, ["--log-level=ERROR"]
         client.execute()
@@ -57,7 +57,7 @@ def reproducible(notebook: nbformat.NotebookNode, folder: str) -> nbformat.Noteb
     for number, cell in enumerate(notebook.cells, 1):
         alt = {name: value for name, value in cell.metadata.items() if name == "alt"}
         cell.id, cell.metadata = f"cell-{number:02d}", nbformat.from_dict(alt)
-        cell.source = cell.source.strip("\n")  # of the empty lines that the text has above a function
+        cell.source = cell.source.strip("\n")  # without the empty lines between cells of the text
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
                 text = output.text.replace("\r\n", "\n").replace(f"{folder}/", "")
@@ -77,7 +77,7 @@ def smaller(png: str) -> str:
 
 
 def write(notebook: nbformat.NotebookNode, name: str, keep: bool) -> None:
-    """NAME.ipynb, NAME.md and its pictures; with keep also notebooks/NAME.ipynb."""
+    """Write NAME.ipynb, and NAME.md with its images. With `keep`, also write notebooks/NAME.ipynb."""
     for folder in (OUT, TEXTS) if keep else (OUT,):
         nbformat.write(notebook, folder / f"{name}.ipynb")
     page, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{name}_files"})
@@ -90,7 +90,7 @@ def write(notebook: nbformat.NotebookNode, name: str, keep: bool) -> None:
 
 
 def alternative_text(notebook: nbformat.NotebookNode, place: int, name: str) -> str:
-    """The text that stands for the plot of a cell where the plot is not seen."""
+    """Return the alternative text of the plot of a cell, for readers who do not see the plot."""
     cell = notebook.cells[place]
     if "alt" not in cell.metadata:
         sys.exit(f'error: expected # %% alt="..." above cell {place + 1} of {name}, which has a plot; got no text')
@@ -99,8 +99,8 @@ def alternative_text(notebook: nbformat.NotebookNode, place: int, name: str) -> 
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the `metabayes` of a cell
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm would like to draw its bars with a widget
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cells call `metabayes`
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # warning of tqdm about missing widgets for its bars
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in the same order on every machine
     keep = "--keep" in sys.argv
     chosen = tuple(argument for argument in sys.argv[1:] if argument != "--keep") or ("",)

@@ -8,7 +8,7 @@ from typing import Any
 CODE = re.compile(r"`[^`]*`")
 CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 TAG = re.compile(r"<[^>]*>")
-LONG = 30  # characters of a cell that needs some width to be read
+LONG = 30  # a table cell with more characters gets a larger least width
 NUMBER = re.compile(r"[-+]?[\d.]+ (?:\+-|to) [-+]?[\d.]+%?")  # 0.5 +- 0.1, 0.4 to 0.6
 PLOT = re.compile(r'<img [^>]*?\bsrc="([^"]+\.png)"[^>]*>')
 MODULE = re.compile(r'(?<=doc-module-name">)[\w.]+')

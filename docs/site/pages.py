@@ -1,6 +1,7 @@
-"""python docs/site/pages.py: lay out the pages of the site in build/pages, as they lie in the repository.
+"""python docs/site/pages.py: copy the pages of the site to build/pages, with the folders of the repository.
 
-So a link works on both. Beside them: the notebooks as built (build/notebooks), and a reference of every module.
+So a relative link works on GitHub and on the site. The folder also gets the built notebooks (build/notebooks), and
+reference pages of all modules except the commands.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def repository_files() -> list[Path]:
 
 
 def reference() -> dict[str, list[str]]:
-    """The modules of every package."""
+    """Return the modules of each package, without the commands."""
     found: dict[str, list[str]] = {}
     for path in sorted((PACKAGE / "pyro_metabayes").rglob("*.py")):
         *package, module = path.relative_to(PACKAGE).with_suffix("").parts

@@ -39,12 +39,13 @@ def pages() -> list[Path]:
 
 
 def take(name: str, runs: Path, table: Path) -> None:
-    """Copy a table and what is known of its runs; all of them must be of one commit without changes, on one machine."""
+    """Copy a table, and record commit, machine and date of its runs, which must share one commit and one machine."""
     results = {path: json.loads(path.read_text()) for path in sorted(runs.rglob("results.json"))}
     facts = {(str(each["commit"]), each["machine"]) for each in results.values()}
     if len(facts) != 1 or any(commit.endswith("-dirty") for commit, _ in facts):
         sys.exit(
-            f"error: expected runs of one commit, on one machine, below {runs}, got {sorted(facts)}; run them again"
+            f"error: expected runs of one commit without local changes, on one machine, below {runs}, got "
+            f"{sorted(facts)}; run them again"
         )
     (commit, machine), last = facts.pop(), max(path.stat().st_mtime for path in results)
     measured = {"commit": commit, "machine": machine, "date": datetime.date.fromtimestamp(last).isoformat()}
@@ -105,7 +106,7 @@ def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str | None) ->
 
 
 def _renamed(column: str) -> tuple[str, str]:
-    """The name of a column in the file and on the page; "as guide" renames the column without a name."""
+    """The name of a column in the file and on the page; " as guide" names the column without a title."""
     name, renamed, title = f" {column.strip()}".rpartition(" as ")
     return (name.strip(), title) if renamed else (title.strip(), title.strip())
 

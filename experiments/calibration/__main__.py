@@ -66,10 +66,15 @@ def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
 
 
 def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
-    """Test the posterior by simulation-based calibration (SBC), and also the training posterior if it differs.
+    """Test the posterior by simulation-based calibration (SBC).
+
+    If the guide sees query labels in training, its training posterior is tested too.
 
     Returns:
         Ranks and test results by posterior; {} for a point estimate or a flat prior, for which SBC is not defined.
+
+    Raises:
+        UsageError: prior=simulator, but the data have no known prior.
     """
     if settings.prior == "simulator" and setup.tasks.truth is None:
         raise UsageError(

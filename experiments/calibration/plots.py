@@ -18,7 +18,7 @@ BINS = 20
 
 
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
-    """Plot each calibration metric that is defined for the likelihood in one panel, and save the plot.
+    """Plot one panel per calibration metric that is defined for the likelihood, and save the plot.
 
     Classes have reliability and prediction sets. Numbers have intervals. Ordered labels have the probability integral
     transform (PIT). The entropy is plotted if there are queries of unseen classes.

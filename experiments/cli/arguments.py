@@ -77,9 +77,9 @@ def _resume_remedy(folder: Path) -> str:
 
 
 def command_line(name: str) -> str:
-    """Return the words that start the command NAME as this process was started.
+    """Return the start of a command line for the command NAME, in the form in which this process was started.
 
-    The words are `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the repository.
+    The form is `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the repository.
     """
     installed = _module_of_process().startswith("pyro_metabayes.")
     return f"metabayes {name}" if installed else f"python -m experiments.{name}"

@@ -17,7 +17,7 @@ from pyro_metabayes.experiments.cli.overrides import composable
 
 @contextlib.contextmanager
 def beside_command() -> Iterator[None]:
-    """Context manager for `config_of` in the process of a command whose own configuration Hydra has composed."""
+    """Context manager in which a command may call `config_of`. The state of Hydra is restored at the end."""
     command, called = GlobalHydra.instance(), HydraConfig.instance()
     hydra, config = command.hydra, called.cfg
     command.clear()

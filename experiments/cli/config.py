@@ -44,7 +44,7 @@ class TrainerSettings:
 class Config:
     """Settings that define a run."""
 
-    data: dict[str, Any]  # data.device: memory of the inputs, auto (accelerator, or cpu if too large), cpu, accelerator
+    data: dict[str, Any]  # data.device, the memory for the inputs: cpu, accelerator, auto (accelerator if inputs fit)
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None

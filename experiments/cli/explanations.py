@@ -90,7 +90,7 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
 
 
 def also_set_by(folder: Path, group: str, choice: str) -> Rows:
-    """Yield one row with the settings of other groups that the YAML of a choice sets. Yield nothing without them.
+    """Yield one row with the settings of other groups that the YAML of a choice sets; nothing if it sets none.
 
     The arguments are those of `settings_of_choice`.
     """

@@ -1,4 +1,4 @@
-"""Prints warnings of the library in one line, and leaves out those of packages about their own code."""
+"""Prints warnings of this package in one line, and hides warnings of torch about torch.jit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from pyro_metabayes.errors import UnfamiliarTasks
 
-TORCH_JIT = "`torch.jit"  # how such a message begins
+TORCH_JIT = "`torch.jit"  # first characters of torch's warnings about torch.jit
 
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Context manager that prints each `UnfamiliarTasks` warning once, in one line on stderr, without source code.
 
-    This warning says that tasks at test time differ from the training tasks. Warnings about torch.jit are not printed:
-    torch calls it at the first derivative in forward mode, and Pyro in NUTS.
+    This warning says that tasks at test time differ from the training tasks. Warnings about torch.jit are not printed,
+    because users cannot avoid them: torch itself calls torch.jit in forward-mode derivatives, and Pyro does in NUTS.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
-        for category in (DeprecationWarning, FutureWarning):  # before torch 2.14, and since
+        for category in (DeprecationWarning, FutureWarning):  # category before torch 2.14, and since
             warnings.filterwarnings("ignore", TORCH_JIT, category)
         others = warnings.showwarning
 

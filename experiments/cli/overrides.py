@@ -1,4 +1,4 @@
-"""Settings as on a command line, with dotted names, and their quotes for Hydra.
+"""Settings of the form NAME=VALUE, as on a command line, and their quotation for Hydra.
 
 Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or free text (`LITERALS`)
 are quoted before Hydra reads them. In a sweep (-m) commas separate the values of such a setting.
@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage.paths import user_path
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # in a sweep too, commas are part of the name
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # commas are part of such a path, even in a sweep
 PATHS = (*FOLDERS, "data.path", "out")
 LITERALS = (
     *PATHS,
@@ -64,7 +64,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def owner_of(key: str) -> str:
-    """Return what has the setting `key`, for a message: its group, such as train for train.steps, or the command."""
+    """Return the group of a setting for a message, such as "train" for train.steps; "the command" without a group."""
     return key.rpartition(".")[0] or "the command"
 
 

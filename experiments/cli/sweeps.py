@@ -52,7 +52,7 @@ def job_name() -> str:
 
 
 def another_folder() -> str:
-    """Return advice for a folder in use: the setting with which the command that was called takes another folder."""
+    """Return advice for a message about a folder in use: the setting that names another folder."""
     return f"name another folder: hydra.{'sweep' if job_name() else 'run'}.dir=DIR"
 
 

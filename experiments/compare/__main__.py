@@ -28,8 +28,8 @@ PAIRED = (
     "given backbones and classes):"
 )
 OVER_RUNS = (
-    "The same differences as means over training runs, with 95% intervals over these runs (each backbone counts once, "
-    "or each seed if all runs share one backbone; Student's t; better or worse: the interval excludes 0):"
+    "The same differences averaged over training runs, with 95% intervals over backbones, or over seeds if all runs "
+    "share one backbone (Student's t). The words better and worse mean that the interval excludes 0:"
 )
 
 
@@ -105,7 +105,7 @@ def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     help_runs = (
-        "folders of runs, or folders that contain runs, in the order of their paths; the first run is the baseline"
+        "folders of runs, or folders that contain runs (read in the order of their paths); the first is the baseline"
     )
     parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument(

@@ -61,7 +61,7 @@ def _name(label: str, task: str) -> str:
 
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
-    """Plot one score of all groups of runs. Group number n is at height -n, also if other groups lack the score."""
+    """Plot one score of all groups of runs. Group number n is at height -n, even if other groups lack the score."""
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:

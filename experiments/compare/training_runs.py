@@ -1,4 +1,4 @@
-"""Rows of the table of differences between training runs."""
+"""Rows of the table of differences with intervals over training runs."""
 
 from __future__ import annotations
 

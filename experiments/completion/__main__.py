@@ -1,7 +1,7 @@
 """python -m experiments.completion bash: print the lines for ~/.bashrc or ~/.zshrc that make Tab complete `metabayes`.
 
 Tab completes commands, choices such as guide=sib, settings such as train.steps=, and paths. The shell calls this
-command each time Tab is pressed. To be fast, it reads source files instead of importing torch.
+command each time Tab is pressed. To be fast, the command reads source files instead of importing torch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ All values are in the units of the file, with intercepts at x = 0. The command w
 effects.csv.
 
 effects.csv has one row per group and effect, and one per inner group of nested groups. A row has the estimate given
-all points of the group, the 90% interval, the shrinkage, the closed form and least squares.
+all points of the group, the 90% interval, the shrinkage, the closed-form estimate and the least-squares estimate.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Effects:
 def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     """Return the learned prior, and the posterior of each group given all its points, with standard errors.
 
-    The standard errors are those of the likelihood of the model at the estimates of the run, where they have a closed
-    form. A generalised linear mixed model has them if there is one effect per group, by quadrature.
+    Standard errors come from the likelihood at the estimates of the run: in closed form for a linear mixed model, and
+    by quadrature for a generalised linear mixed model with one effect per group. Other models have none.
 
     Raises:
         UsageError: as in `standardised_of_run`.
@@ -75,7 +75,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
 
 @torch.no_grad()
 def standardised_of_run(groups: Groups, learner: MetaLearner) -> StandardisedEstimates:
-    """Return the learned prior, and the posterior of each group given all its points, as estimates.
+    """Return the learned prior, and the posterior of each group given all its points, for standardised columns.
 
     Raises:
         UsageError: the model has no group effects, the prior is flat, or the posterior is a point estimate.

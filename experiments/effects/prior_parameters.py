@@ -24,10 +24,15 @@ def names_of_parameters(groups: Groups) -> list[str]:
 
 
 def parameters_in_units(groups: Groups, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Return the sds of effects, the sd of inner groups, the correlations of effects, and a Gaussian noise sd.
+    """Return sds of the effects, sd of the inner groups, correlations of the effects, and sd of a Gaussian noise.
 
-    All are in the units of the file; a covariance [R, R] of the R effects and the noise sd are those of standardised
-    columns.
+    Args:
+        groups: the groups of the file.
+        covariance: covariance of the R effects for standardised columns [R, R].
+        noise: sd of the noise for standardised columns.
+
+    Returns:
+        The parameters in the units of the file [parameters], in the order of `names_of_parameters`.
     """
     in_units = groups.scales.covariance_in_units(covariance)
     sd = in_units.diagonal().sqrt()
@@ -66,5 +71,5 @@ def errors_by_quadrature(groups: Groups, standard: StandardisedEstimates) -> tup
     if found is None:
         return None, None
     in_units = groups.scales.covariance_in_units(standard.covariance)[0, 0].sqrt()
-    error = in_units * found[-1, -1].sqrt()  # of the sd, from that of its logarithm
+    error = in_units * found[-1, -1].sqrt()  # delta method: `found` is about the logarithm of the sd
     return found[:-1, :-1], error.view(1)

@@ -22,7 +22,7 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """Return the table of the prior: one row per coefficient, sd, correlation, and for the noise.
+    """Return the table of the prior: one row per coefficient, sd and correlation, and one for the noise.
 
     Each method has the columns estimate and standard error (se).
 
@@ -75,7 +75,7 @@ def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: Mi
 
 
 def _labels(groups: Groups) -> Iterator[tuple[tuple[int, int], Row]]:
-    """Yield place [group, effect], and name, number of points and effect, of each row of the table of effects."""
+    """Yield the indices (group, effect) and the cells group, points and effect of each row of the table of effects."""
     for group, name in enumerate(groups.names):
         for effect, feature in enumerate(groups.features[: groups.num_own]):
             yield (group, effect), {"group": name, "points": str(int(groups.sizes[group])), "effect": feature}

@@ -1,10 +1,10 @@
 """python -m experiments.errors RUN_DIR: the confusion matrix and the most confident errors of a finished run.
 
 The command predicts the queries of the evaluation tasks again, and writes five files to RUN_DIR/errors. confusion.csv
-has one row per true class and one column per predicted class, with numbers of queries. confusion_shares.csv has these
-numbers as shares: of the queries of the true class, in tasks that have both classes. confusion.png shows the shares for
-the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, and the file or
-row of each query. errors.png shows these queries, if they are images.
+has one row per true class and one column per predicted class, with numbers of queries. confusion_shares.csv has each
+number divided by the number of queries of the true class in tasks that have both classes. confusion.png shows these
+shares for the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, and
+the file or row of each query. errors.png shows these queries, if they are images.
 
 Settings that are not learned can be changed, such as task.shot=5 or eval.tasks=2000. The results are then in a
 subfolder of RUN_DIR/errors, named after the changed settings.

@@ -23,7 +23,7 @@ from pyro_metabayes.seeding import noise_of
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """Queries of all tasks with their predictions. Each tensor is of shape [queries], on the CPU.
+    """Queries of all tasks with their predictions. Tensors are on the CPU, with shape [queries] unless given.
 
     Args:
         task: index of the task.
@@ -74,7 +74,8 @@ def classified_queries(setup: RunSetup) -> Classified:
     """Predict the queries of the first eval.tasks tasks of the evaluation split. The seed of the run fixes the result.
 
     Raises:
-        UsageError: the data are not a data set of classes, or eval.temperature or eval.ensemble is set.
+        UsageError: the data are not a data set of classes, eval.temperature or eval.ensemble is set, or eval.split is
+            train in a run with pretrain.views.
     """
     config, source = setup.config, setup.tasks.source
     if type(source) is not BankSampler:

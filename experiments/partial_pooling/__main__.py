@@ -54,29 +54,29 @@ class PoolingConfig(StudyConfig):
 
     samples: int = 500  # number of draws of NUTS from each of two chains
     warmup: int = 300  # number of warm-up steps of NUTS
-    splits: int = 20  # number of random splits of the groups on which closed forms predict held-out groups
+    splits: int = 20  # number of random splits of the groups, on which the closed forms are evaluated
 
 
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     if config.samples < 4 or config.warmup < 1 or config.splits < 1:
         got = f"samples={config.samples}, warmup={config.warmup} and splits={config.splits}"
-        raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {got}")
+        raise UsageError(f"expected samples >= 4, warmup >= 1 and splits >= 1, got {got}")
     refuse_other_tables(chosen_rows(config.study, config.size, config.parts))
     name = f"partial pooling of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
     run_study(config, name, folder, lambda study, rows, where: write(rows, where, config))
 
 
 def refuse_other_tables(rows: Sequence[Row]) -> None:
-    """Check, before any run, that a study is on a table of groups, and that rows of all points have no inner groups."""
+    """Check, before any run, that the data are a table of groups. Only the part `held_out` may have nested groups."""
     row = next((row for row in rows if row.part != HELD_OUT), rows[0])
     with beside_command():
         config = config_of(row.settings)
     groups = groups_in(load_data(config), config)
     if groups.num_inner and row.part != HELD_OUT:
         raise UsageError(
-            f"expected one column of groups, got {groups.roles.nested} (nested groups), of which "
-            "experiments.effects has the estimates; name one column"
+            f"expected one column of groups, got {groups.roles.nested} (nested groups); name one column, or "
+            "use experiments.effects, which estimates nested groups"
         )
 
 

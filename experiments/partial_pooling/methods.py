@@ -55,7 +55,8 @@ class GroupEstimates:
     noise: standard deviation of the residuals.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [G, R].
     log_likelihood: log-likelihood of all points, or a lower bound, in nats for standardised columns.
-    half_widths: half widths of 90% intervals that include errors of the estimates [G, R]; None to ignore the errors.
+    half_widths: half widths of 90% intervals that account for errors of the estimated parameters [G, R]; None if the
+        intervals ignore these errors.
     """
 
     coefficients: Tensor
@@ -171,7 +172,7 @@ def least_squares_effects(fitted: MixedEffects, episodes: Episodes, num_inner: i
 
 
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
-    """Return the RMSE on the queries of tasks, in standard deviations of the response, by closed-form method.
+    """Return the RMSE of each closed-form method on the queries of tasks, in standard deviations of the response.
 
     The prior is fitted to the training groups. As in results.json, the RMSE is the square root of the mean over tasks
     of each task's mean squared error.

@@ -11,7 +11,8 @@ predictors of the run, in the same units. Rows with a response are the support s
 response are predicted. Without the column of groups, all rows belong to one group. The command writes the mean, sd and
 90% interval of a new observation, in the units of the data.
 
-The file of predictions is predictions.csv in the current folder, or that of --out. It must be new.
+The predictions are written to predictions.csv in the current folder, or to the file that --out names. The file must not
+exist yet.
 """
 
 from __future__ import annotations

@@ -101,14 +101,13 @@ def _setting(setup: RunSetup, name: str, default: str) -> str:
 
 
 def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
-    """Print a note about groups in the data of the run of which the file has no known row."""
+    """Print a note about groups of the run that have no row with a response in the file."""
     labelled = {key for key, label in zip(read.keys, read.values[:, -1].tolist(), strict=True) if label == label}
     unknown = sorted((set(read.keys) & set(groups.names)) - labelled) if column else []
     if unknown:
         print(
-            f"note: {how_many(len(unknown), 'group is', 'groups are')} in the data of the run, such as '{unknown[0]}', "
-            "but without a known row in this file; predictions use the rows of this file alone, so put the known rows "
-            "of the group into it"
+            f"note: {how_many(len(unknown), 'group of the run has', 'groups of the run have')} no row with a response "
+            f"in this file, such as '{unknown[0]}'; predictions use this file alone, so add rows of such groups to it"
         )
 
 

@@ -32,7 +32,7 @@ class PredictiveSettings:
 
     run: str = MISSING  # folder of a finished run
     tasks: int = 64  # number of evaluation tasks
-    samples: int = 200  # number of draws of w per task; labels of the second half are the replicates
+    samples: int = 200  # number of draws of w per task: one half draws replicated labels, the other half scores labels
     noise: int = 0  # seed of the draws
 
 

@@ -27,9 +27,10 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.storage.paths import user_path
 
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
-# Least skill of the features (see `Mixture`). Only a transductive learner sees from the queries how good they are.
+# Setting least_skill of `Mixture`. From the queries, a transductive learner sees whether classes overlap; an inductive
+# learner does not, so tasks with overlapping classes are excluded.
 LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}
-AMBIGUOUS = 0.4  # share of the steps of more than 2 shots with ambiguous points (see `Mixture`)
+AMBIGUOUS = 0.4  # setting ambiguous of `Mixture`
 STEPS = {"transductive": 5500, "inductive": 5000}  # training steps of the learners that ship
 TASKS = 12  # tasks per step
 LEARNING_RATE, WARM_UP = 3e-3, 100

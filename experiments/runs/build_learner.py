@@ -38,7 +38,7 @@ class TransformsFeatures(Protocol):
 
     @property
     def transforms(self) -> bool:
-        """Whether the backbone changes the features by more than a scale."""
+        """Whether the backbone changes more than the scale of the features."""
 
     def centre_on(self, batches: Iterable[Tensor]) -> None:
         """Compute the mean to subtract, from all training inputs in batches [inputs, features]."""

@@ -25,7 +25,7 @@ OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
 
 
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
-    """Return the group of each value of `over_tasks`; None if tasks are not drawn from groups.
+    """Return the group of each score that `over_tasks` returns; None if tasks are not drawn from groups.
 
     Runs may share groups. Tasks of the same group are not independent.
     """
@@ -35,7 +35,7 @@ def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
 
 
 def over_tasks(scored: Iterable[tuple[Run, np.ndarray]]) -> np.ndarray:
-    """Average the scores of tasks [tasks] over runs with the same test tasks, and concatenate over other test tasks."""
+    """Average scores [tasks] over runs with the same test tasks, and concatenate the averages of different tasks."""
     by_tasks = defaultdict(list)
     for run, scores in scored:
         by_tasks[run.tasks].append(scores)
@@ -43,16 +43,16 @@ def over_tasks(scored: Iterable[tuple[Run, np.ndarray]]) -> np.ndarray:
 
 
 def mean_and_ci95(runs: Sequence[Run], name: str) -> tuple[float, float]:
-    """Return the mean of a score by the rule of `over_tasks`, and the half width of its 95% interval over tasks."""
+    """Return the mean of a score and the half width of its 95% interval over tasks. `over_tasks` combines the runs."""
     scores = over_tasks((run, run.per_task[name]) for run in runs)
     return scores.mean(), ci95_of(scores, groups_of(runs))
 
 
 def mean_metric(runs: Sequence[Run], name: str) -> float | None:
-    """Return the mean of a metric of whole runs, such as the ECE, by the rule of `over_tasks`.
+    """Return the mean of a metric that exists only for whole runs, such as the ECE; None if a run lacks the metric.
 
-    Every task of a run counts with the metric of the run. So the metrics of runs with the same test tasks are averaged
-    first, and each set of test tasks has the weight that it has in the mean accuracy. None if a run lacks the metric.
+    The metrics of runs with the same test tasks are averaged first. The weight of a set of test tasks is then its
+    number of tasks, as in the mean accuracy.
     """
     metrics = [run.results.get(name) for run in runs]
     if None in metrics:
@@ -64,8 +64,7 @@ def mean_metric(runs: Sequence[Run], name: str) -> float | None:
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     """Return one row of the table of scores: means over the tasks of all runs, with 95% intervals over tasks.
 
-    Scores of tasks and metrics of runs are averaged by the rule of `over_tasks`. The RMSE is the root of the mean
-    squared error over all tasks, as in results.json.
+    `over_tasks` combines the runs. The RMSE is the root of the mean squared error over all tasks, as in results.json.
 
     Args:
         task: the name of the data and task.
@@ -138,7 +137,9 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
 
 
 def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Pair each run with a run of `first` on the same tasks, if possible with the same backbone; [] if they are equal.
+    """Pair each run with a run of `first` on the same tasks, and with the same backbone if there is one.
+
+    The result is [] if `runs` is `first`.
 
     Args:
         name: the score that both runs of a pair must have.

@@ -24,10 +24,10 @@ SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "unknown", "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # of the data, without effect on test tasks
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # settings data.* without effect on test tasks
 BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
 FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
-NEEDED_SCORES = ("nll",)  # scores that every run has: a regression lacks accuracy, and eval.joint=false joint_nll
+NEEDED_SCORES = ("nll",)  # scores that every run has: a regression has no accuracy, and eval.joint=false no joint_nll
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = (
@@ -154,7 +154,7 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return the settings that define a row, without seeds. A regression has no pretraining and no classes."""
+    """Return the settings that define a row: no seeds, and for a regression none of the pretraining and of classes."""
     of_numbers = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
     idle = ("pretrain.seed",) if "accuracy" in run.per_task else of_numbers
     return {name: value for name, value in settings.items() if not name.startswith(idle)}

@@ -57,7 +57,7 @@ def _refuse_other_family(config: Config, learner: MetaLearner, data: groups.Grou
 
 
 def _refuse_unread_weights(config: Config, learner: MetaLearner, data: groups.Groups) -> None:
-    """Check that the model uses data.weights. Another model would take the weights of rows for a predictor."""
+    """Check that the model uses data.weights. Another model would use the row weights as a predictor."""
     if data.weighted and not getattr(learner.model, "weighted", False):
         raise UsageError(
             f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; leave "
@@ -66,7 +66,7 @@ def _refuse_unread_weights(config: Config, learner: MetaLearner, data: groups.Gr
 
 
 def _refuse_unread_inner_groups(learner: MetaLearner, data: groups.Groups) -> None:
-    """Check that the prior has one sd for the inner groups of nested groups."""
+    """Check that the prior has an sd for the inner groups if the groups are nested."""
     prior = learner.model.prior_over_weights if has(learner.model, HasPrior) else None
     if data.num_inner and not hasattr(prior, "num_inner"):
         raise UsageError(
@@ -118,9 +118,9 @@ def evaluated_groups(source: object, split: str, new_data: bool) -> str | None:
 
 @torch.no_grad()
 def log_likelihoods(source: object, learner: MetaLearner, device: torch.device) -> dict[str, float] | None:
-    """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
+    """Return the log-likelihood of the training groups under the learned prior, and its closed-form maximum.
 
-    Both are in nats, of the response in the units of the file: n log sd is subtracted from the log-likelihood of the n
+    Both are in nats, for the response in the units of the file: n log(sd) is subtracted from the log-likelihood of n
     standardised values. A prior that depends on the support set is evaluated with an empty support set. The result is
     None if model or prior have no closed form, or the data have no groups.
     """

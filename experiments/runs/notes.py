@@ -98,10 +98,10 @@ def _note_useless_regression(rmse: float, constants: Mapping[str, float], cause:
 
 
 def note_low_likelihood(results: Mapping[str, Any]) -> None:
-    """Print a note if the learned prior has a much lower log-likelihood of the training groups than the best prior."""
+    """Print a note if the log-likelihood of the training groups is far below its closed-form maximum."""
     values = results["log_likelihood"]
     if values and values["learned"] < values["closed_form"] - FAR_BELOW:
         print(
-            f"note: the log likelihood of the training groups is {values['learned']:.1f} under the learned prior, but "
-            f"at most {values['closed_form']:.1f} in closed form; raise train.steps, or train with task.shot=0"
+            f"note: the log likelihood of the training groups is {values['learned']:.1f} under the learned prior, "
+            f"and its closed-form maximum is {values['closed_form']:.1f}; raise train.steps, or train with task.shot=0"
         )

@@ -188,5 +188,5 @@ def start_at(learner: MetaLearner, init: str) -> None:
         difference = str(error).partition("another: ")[2].partition(";")[0]
         raise UsageError(
             f"expected the model and guide of init={init}, got others ({difference}); set guide={guide} with its "
-            "default settings and data of features, or remove init"
+            "default settings on a data set of features, or remove init"
         ) from None

@@ -55,7 +55,7 @@ class HasConstants(Protocol):
     """Data with constant predictions (such as the grand mean), with which a regression is compared."""
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return squared errors [tasks] by the name of the constant; {} if a regression cannot beat constants."""
+        """Return squared errors [tasks] by the name of the constant; {} if constants are no useful baseline."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RunTasks:
         return None
 
     def constant_rmse(self) -> dict[str, float] | None:
-        """Return the RMSE of constant predictions on evaluation tasks; None if a regression cannot beat constants."""
+        """Return the RMSE of constant predictions on evaluation tasks; None if constants are no useful baseline."""
         if not isinstance(self.source, HasConstants):
             return None
         stream, number = self.stream(self.config.eval.split), self.config.eval.tasks
@@ -139,7 +139,7 @@ def load_data(config: Config) -> Bank | Source:
 
 
 def source_of(config: Config, data: Bank | Source) -> Source:
-    """Return the task sampler of the data. For a data set of classes, it depends on task.base_query and task.vary."""
+    """Return the task sampler of the data. task.base_query and task.vary choose it for a data set of classes."""
     if not isinstance(data, Bank):
         return data
     if isinstance(data, DomainBank):

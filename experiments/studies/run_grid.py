@@ -31,7 +31,7 @@ def run_grid(jobs: Sequence[Job], workers: int, title: str, advice: str) -> None
         jobs: the jobs; finished jobs are skipped.
         workers: the number of worker processes.
         title: a name for the progress bar.
-        advice: how the command that was called takes another folder, for a message.
+        advice: the part of an error message that says how to name another folder.
 
     Raises:
         UsageError: workers < 1, or a job has failed because of a mistake in its settings or data.

@@ -73,7 +73,7 @@ class Job:
         """Return whether results.json of the job exists.
 
         Args:
-            advice: how the command that was called takes another folder, for the message.
+            advice: the part of the error message that says how to name another folder.
 
         Raises:
             UsageError: the folder holds a run with other settings.
@@ -129,12 +129,12 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
 
 
 def claim(folder: Path, name: str, advice: str) -> None:
-    """Write the name of a study to study.txt in its folder. A file with this name is kept.
+    """Reserve a folder for a study: write the name of the study to study.txt, if it is not there already.
 
     Args:
         folder: the folder of the study.
         name: text that identifies the study.
-        advice: how the command that was called takes another folder, for the message.
+        advice: the part of the error message that says how to name another folder.
 
     Raises:
         UsageError: the folder holds another study or other files.

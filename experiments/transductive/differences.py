@@ -10,7 +10,8 @@ import numpy as np
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.transductive.cells import Cell
 
-# Ours counts as level if the interval of its difference in accuracy is above POINTS, or in NLL below NATS.
+# Our method is level with a peer in accuracy if the 95% interval of the difference lies above POINTS (in percentage
+# points), and in NLL if the 95% interval lies below NATS.
 POINTS, NATS = -0.5, 0.01
 
 

@@ -132,7 +132,9 @@ def _verdict(accuracy: Difference, nll: Difference) -> str:
 
 
 def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[TableRow]:
-    """Count the kinds of tasks in which our methods are better than the best peer, and in which they are level with it.
+    """Count the kinds of tasks in which our methods are better than the best peer or level with it.
+
+    Accuracy and NLL are counted separately.
 
     Returns:
         A table with one row per bank (data set) and method of ours.

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 def build(folder: Path) -> Path:
-    """Compiles the extension (half a minute) into `folder`, which belongs on the PYTHONPATH of a process."""
+    """Compiles the extension into `folder`, which takes half a minute. A process needs the folder in PYTHONPATH."""
     from torch.utils.cpp_extension import include_paths, library_paths  # imports setuptools, whatever test comes next
 
     about = folder / "torch_twin-0.dist-info"
