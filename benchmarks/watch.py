@@ -27,8 +27,8 @@ class Look:
     own: anonymous memory in bytes, according to the kernel.
     mapped: pages of files in bytes, according to the kernel.
     cpu: CPU seconds.
-    in_use: the part of `own` that malloc has allocated, in bytes.
-    blocks: number of Python blocks.
+    in_use: bytes that malloc has allocated and not freed.
+    blocks: value of sys.getallocatedblocks().
     """
 
     step: int

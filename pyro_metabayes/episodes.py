@@ -27,11 +27,11 @@ OF_QUERIES = ("query_x", "query_y", "query_mask", "unknown_mask")  # fields [T, 
 
 @dataclass(eq=False, kw_only=True)
 class Observed:
-    """Batch of tasks as a guide sees it at meta-test: labelled support sets and unlabelled query inputs.
+    """Batch of tasks as a guide sees it: labelled support sets and unlabelled query inputs.
 
     Raises:
-        UsageError: shapes, dtypes or devices of the tensors do not agree (`validation/structure.py`). The values are
-            checked later (`validation/values.py`).
+        UsageError: shapes, dtypes or devices of the tensors do not agree (`validation/structure.py`). A learner
+            checks the values (`validation/values.py`).
     """
 
     support_x: Tensor  # [T, S, *X]

@@ -98,7 +98,7 @@ class RunTasks:
         return None
 
     def constant_rmse(self) -> dict[str, float] | None:
-        """Return the RMSE of constant predictions on evaluation tasks; None if constants are no useful baseline."""
+        """Return the RMSE on evaluation tasks by name of the constant prediction; None if the data define none."""
         if not isinstance(self.source, HasConstants):
             return None
         stream, number = self.stream(self.config.eval.split), self.config.eval.tasks

@@ -1,1 +1,1 @@
-"""Studies, i.e. lists of runs with different settings: job lists, parallel execution and tables."""
+"""Runs studies (lists of runs with different settings) in parallel, and writes their tables."""

@@ -90,7 +90,7 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
     Returns:
         In classification: class probabilities, and their standard deviation over draws of w, each [Q, C]. Both are NaN
         if a label is out of range (0 to C - 1), or if a class has no support point.
-        In a regression: mean, standard deviation, lower and upper bound of the label, each [Q, Y].
+        In a regression: mean, sd, and lower and upper end of the 90% interval of the label, each [Q, Y].
     """
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
     known = support_y.clamp(0, num_classes - 1) if num_classes else support_y  # one_hot fails for other labels

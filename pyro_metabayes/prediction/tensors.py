@@ -160,7 +160,7 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
     for value in array.flat:
         if isinstance(value, complex | np.complexfloating):
             raise UsageError(
-                f"expected real numbers in {name}, got complex numbers, such as {value}; use .real or numpy.abs"
+                f"expected real numbers in {name}, got {value} (complex); use .real of each entry, or numpy.abs"
             )
         if not isinstance(value, Real | Decimal | np.bool_):
             raise UsageError(

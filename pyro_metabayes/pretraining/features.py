@@ -45,10 +45,10 @@ class PretrainedFeatures:
         """Compute the accuracy (0 to 1) of the pretraining classifier on held-out images of the training classes.
 
         Args:
-            per_class: number of held-out images per training class. Half of these images are the test images.
+            per_class: number of held-out images per training class. The accuracy is measured on half of them.
 
         Returns:
-            The accuracy. None if per_class < 2 (no test images), or for a cache of an earlier version.
+            The accuracy. None if per_class < 2 (too few to halve), or in a cache of an older version.
         """
         if self.classes is None or per_class < 2:
             return None

@@ -19,7 +19,7 @@ WIDEST = 30.0  # largest offset less the smallest: e^30 is 10^13
 
 
 def check_weights(weights: Tensor, name: str, file: Path) -> None:
-    """Check that the weights [N] of N rows are positive and do not differ too widely, else raise a UsageError."""
+    """Check that the weights [N] of N rows are positive and within a factor of 1e10, else raise a UsageError."""
     least, most = weights.min().item(), weights.max().item()
     if least <= 0:
         row = int(weights.argmin())

@@ -123,7 +123,8 @@ def _seed_of(items: np.ndarray) -> int:
 def labels_of(dataset: LabelledItems) -> np.ndarray:
     """Return the label, integer or text, of each of the M items: an array [M].
 
-    Labels come from the attribute `targets` or `labels` of the dataset. If there is none, all items are read.
+    Labels come from the attribute `targets` or `labels` of the dataset, or from the second tensor of a TensorDataset.
+    If there is none, all items are read.
 
     Raises:
         UsageError: the dataset is not map-style, it is empty, a label is not an integer or text, or `targets` or
@@ -157,7 +158,7 @@ def _check_label(label: Any, listed: Any, item: int) -> None:
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """Return the labels in `targets` or `labels`; None if there are none, or if a target_transform changes labels."""
+    """Return labels from `targets`, `labels` or the second tensor; None without any, or with a target_transform."""
     if isinstance(dataset, Subset):
         inner = _listed_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
