@@ -50,7 +50,7 @@ class Model(SameOutputs):
 
     @property
     def cutpoints(self) -> Tensor:
-        """Cutpoints c_0 < ... < c_{C-2} between C labels [C - 1], on the scale of the logits."""
+        """Cutpoints [C - 1] c_0 < ... < c_{C-2} between C labels, on the scale of the logits."""
         return OrderedTransform()(self.ordered)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:

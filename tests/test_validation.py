@@ -39,7 +39,7 @@ BREAKS: dict[str, tuple[tuple[str, ...], Callable[[Tensor], Any], str]] = {
     "another number of points": ((*INPUTS, *LABELS, *MASKS), lambda x: x[:, :-1], "expected "),
     "another number of features": (INPUTS, lambda x: x[..., :-1], "points of the same shape"),
     "another dtype": (INPUTS, lambda x: x.half(), "points of the same shape"),
-    "complex": (INPUTS, lambda x: x.cfloat(), "floating point or bytes"),
+    "complex": (INPUTS, lambda x: x.cfloat(), "floating point or uint8"),
     "another device": ((*INPUTS, *LABELS, *MASKS), lambda x: x.to("meta"), "expected all tensors on"),
     "an array": ((*INPUTS, *LABELS, *MASKS), lambda x: x.numpy(), "to be a tensor, got ndarray"),
     "a list": ((*INPUTS, *LABELS, *MASKS), lambda x: x.tolist(), "to be a tensor, got list"),

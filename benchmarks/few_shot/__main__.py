@@ -66,8 +66,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     choices = [*TEST, *SIMULATED]
     parser.add_argument("--banks", nargs="+", choices=choices, metavar="BANK", help=f"among {', '.join(choices)}")
     parser.add_argument("--methods", nargs="*", choices=list(PEERS), metavar="METHOD", help=f"among {', '.join(PEERS)}")
-    parser.add_argument("--learner", action="append", default=[], metavar="FILE[,guide.SETTING=VALUE ...]")
-    parser.add_argument("--classifier", action="append", default=[], metavar="[ARGUMENT=VALUE ...]")
+    parser.add_argument("--learner", action="append", default=[], metavar="FILE[,guide.SETTING=VALUE,...]")
+    parser.add_argument("--classifier", action="append", default=[], metavar="[ARGUMENT=VALUE,...]")
     parser.add_argument("--function", action="append", default=[], metavar="MODULE:NAME")
     parser.add_argument("--tasks", type=int, help="tasks per bank and cell; default: 300")
     parser.add_argument("--seed", type=int, default=0, help="seed of the tasks")

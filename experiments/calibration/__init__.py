@@ -1,1 +1,1 @@
-"""The command experiments.calibration: calibration of a trained guide."""
+"""The command experiments.calibration: tests of the calibration of a guide."""

@@ -47,7 +47,7 @@ class Deployable(Predicts):
             seed: seed of the draws.
 
         Returns:
-            A ClassTask, or a NumberTask if labels are numbers.
+            A ClassTask, or a NumberTask in a regression.
 
         Raises:
             UsageError: an array is not suitable for the learner.

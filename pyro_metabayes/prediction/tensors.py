@@ -131,8 +131,8 @@ def _as_array(name: str, x: Any) -> np.ndarray:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(
-            f"expected an array of numbers in {name}, got rows of unequal length or of different types; pass rows of "
-            "the same length"
+            f"expected an array of numbers in {name}, got rows of several lengths or types; pass rows of one "
+            "length and one type"
         ) from None
 
 

@@ -171,5 +171,6 @@ def refuse_what_cannot_be_rebuilt(
         copy.refuse_other(learner.state_dict())
     except UsageError as error:
         raise UsageError(
-            f"{error}; or save only the weights: save(path, weights_only=True), and load(path, into=learner)"
+            f"load could not rebuild the learner: {error}; or save only the weights: save(path, weights_only=True), "
+            "and load(path, into=learner)"
         ) from None

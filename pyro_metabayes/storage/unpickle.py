@@ -112,8 +112,8 @@ def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
 class _RestrictedUnpickler(pickle._Unpickler):
     """Unpickler that can call only the harmless functions and classes in ALLOWED_NAMES.
 
-    The base class is Python's unpickler in Python. Python's unpickler in C would allocate as many objects as the file
-    claims to have.
+    The base class is the unpickler written in Python. The one in C would allocate as much memory as the file claims to
+    need.
     """
 
     dispatch = pickle._Unpickler.dispatch | {

@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Context manager in which the first SIGINT or SIGTERM only sets `requested`. A second signal stops at once.
+    """Context manager in which the first SIGINT or SIGTERM only sets `requested`, so that a training step can finish.
 
-    The training can thus finish its step. An interrupted step would leave optimiser and parameters inconsistent.
+    A second signal raises KeyboardInterrupt at once. If `requested` is set, a normal exit raises it too.
     """
 
     requested: bool = False

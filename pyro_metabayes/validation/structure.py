@@ -109,7 +109,7 @@ def _tensors(data: Observed) -> dict[str, Any]:
 def _check_inputs(support: Tensor, query: Tensor) -> None:
     for name, x in (("support_x", support), ("query_x", query)):
         if not (x.is_floating_point() or x.dtype in (BYTES, PLACES)):
-            raise UsageError(f"expected {name} of floating point or bytes, got {x.dtype}; convert it with .float()")
+            raise UsageError(f"expected {name} of floating point or uint8, got {x.dtype}; convert it with .float()")
         # Row numbers in place of inputs have no axes *X.
         if x.dim() < (2 if x.dtype == PLACES else 3):
             raise UsageError(

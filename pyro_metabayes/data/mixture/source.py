@@ -80,7 +80,7 @@ class Mixture:
         self.least_skill, self.ambiguous = least_skill, ambiguous
 
     def block(self, split: str) -> int:
-        """Return the number of tasks drawn together with one shape, the largest possible training batch."""
+        """Return the number of tasks that are drawn together. Training tasks drawn together have the same shape."""
         return 12 if split == "train" else BLOCK
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
