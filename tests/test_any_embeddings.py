@@ -22,6 +22,8 @@ from pyro_metabayes.data.mixture.source import Mixture, skill_of
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.models.backbones import task_frame
 from pyro_metabayes.transductive.amortized.leave_one_out import left_out_statistics
+from pyro_metabayes.transductive.amortized.state import NUM_RATES, Rates, State
+from pyro_metabayes.transductive.amortized.task_geometry import TaskGeometry
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -167,6 +169,28 @@ def test_left_out_points_are_predicted_from_the_others() -> None:
     assert (left_out_statistics(x[:1, :3], alone, x[:1, :3]) == 0).all()
 
 
+def test_queries_are_compared_with_class_means_without_them() -> None:
+    """Two M-steps with random weights: cosines with the means of the steps without each query in turn."""
+    data = tasks(way=3, shot=2, query=7, dimension=6, number=2).map_tensors(
+        lambda x: normalize(x, dim=-1) if x.is_floating_point() else x
+    )
+    points = TaskGeometry.of(data)
+    rates = Rates.of(torch.randn(2, NUM_RATES, generator=GENERATOR, dtype=torch.float64))
+    weights = torch.rand(2, 2, 7, 3, generator=GENERATOR, dtype=torch.float64)
+    state, means = State.initial(points, rates), points.means.unsqueeze(1).expand(-1, 7, -1, -1)  # [T, query, C, D]
+    others = 1 - torch.eye(7, dtype=torch.float64).view(1, 7, 7, 1)
+    support = (rates.of_support.squeeze(-1) * points.counts.sqrt()).unsqueeze(-1)
+    for weight in weights:
+        state = state.moved(points, weight)
+        total = (support.squeeze(-1) + weight.sum(1)).unsqueeze(-1)
+        pulled = torch.einsum("tiqc,tqd->ticd", others * weight.unsqueeze(1), points.x)
+        target = ((support * points.means).unsqueeze(1) + pulled) / total.unsqueeze(1)
+        means = torch.lerp(means, target, rates.step.unsqueeze(-1))
+    expected = torch.einsum("tqcd,tqd->tqc", normalize(means, dim=-1), points.x)
+    torch.testing.assert_close(state.left_out, expected)
+    assert (state.left_out < state.cosines).float().mean() > 0.9  # a query is nearer to a mean that contains it
+
+
 def test_the_guide_may_compute_in_less_precision_than_the_features() -> None:
     model, data = learner(), tasks(shot=3)
     expected = logits(model, data)
@@ -203,24 +227,6 @@ def test_tasks_of_the_mixture_are_tasks(seed: int) -> None:
     assert episodes.support_x.isfinite().all() and episodes.query_x.isfinite().all()
     again = Mixture([bank], 0.5).tasks(3, Generator().manual_seed(seed))
     torch.testing.assert_close(again.query_x, episodes.query_x, rtol=0, atol=0)
-
-
-def test_points_of_a_bank_are_distinct_rows_of_their_classes() -> None:
-    sizes = torch.tensor([7, 9, 12, 8, 30])
-    labels_of_rows = torch.repeat_interleave(torch.arange(5), sizes)
-    bank = FeatureRows("b", torch.stack((labels_of_rows, torch.arange(66)), 1).float(), sizes)
-    mixture, seen = Mixture([bank], 1.0), 0
-    for seed in range(200):
-        labels = torch.arange(3).repeat_interleave(4).expand(2, -1)
-        x = mixture._of_bank(labels, 3, Generator().manual_seed(seed))
-        if x is None:  # too few classes
-            continue
-        for task, label in zip(x, labels, strict=True):
-            assert len(task[:, 1].unique()) == len(task)
-            classes = [set(task[label == c, 0].tolist()) for c in range(3)]
-            assert not (classes[0] & classes[1] or classes[1] & classes[2] or classes[0] & classes[2])
-        seen += 1
-    assert seen > 50
 
 
 def test_blocks_below_the_least_skill_are_drawn_again() -> None:

@@ -31,7 +31,7 @@ GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_mean
 # learner does not, so tasks with overlapping classes are excluded.
 LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}
 AMBIGUOUS = 0.4  # setting ambiguous of `Mixture`
-STEPS = {"transductive": 5500, "inductive": 5000}  # training steps of the learners that ship
+STEPS = {"transductive": 8000, "inductive": 5000}  # training steps of the learners that ship
 TASKS = 12  # tasks per step
 LEARNING_RATE, WARM_UP = 3e-3, 100
 VALIDATION = TaskShape(way=5, shot=1, query=15, query_concentration=2.0, query_balanced=0.5)

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize, one_hot
 
+from pyro_metabayes.data.mixture.bank_points import Points, bank_points
 from pyro_metabayes.data.mixture.banks import FeatureRows, training_banks
 from pyro_metabayes.data.mixture.disturbances import add_outliers, mix_points, transformed, with_errors
 from pyro_metabayes.data.mixture.shapes import Shape, chance, integer, one_of, query_labels, random_shape, support_mask
 from pyro_metabayes.data.mixture.simulator import FeatureSimulator
-from pyro_metabayes.data.positions import random_positions
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -119,30 +119,32 @@ class Mixture:
         support_y = torch.arange(shape.way).repeat_interleave(shape.shot).expand(len(query_y), -1)
         labels = torch.cat((support_y, query_y), 1)
         simulator = FeatureSimulator(generator)
-        x = self._of_bank(labels, shape.way, generator) if chance(self.bank_share, generator) else None
-        if x is None:
+        drawn = self._of_bank(shape, query_y, generator) if chance(self.bank_share, generator) else None
+        if drawn is None:
             x = simulator.points(labels, shape.way, dimension or one_of(DIMENSIONS, generator))
+            drawn = Points(x, torch.ones_like(query_y, dtype=torch.bool))
         elif dimension is not None:
-            x = x @ simulator.projection(x.shape[-1], dimension)
+            drawn = drawn._replace(x=drawn.x @ simulator.projection(drawn.x.shape[-1], dimension))
         else:
-            x = transformed(x, simulator, generator)
+            drawn = drawn._replace(x=transformed(drawn.x, simulator, generator))
         size = support_y.shape[1]
         return Episodes(
-            support_x=x[:, :size],
+            support_x=drawn.x[:, :size],
             support_y=support_y.contiguous(),
-            query_x=x[:, size:],
+            query_x=drawn.x[:, size:],
             query_y=query_y.contiguous(),
+            query_mask=drawn.query_mask,
             num_classes=shape.way,
         )
 
-    def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
-        """Draw points with the given labels from a random data set; None if the data set has too few classes.
+    def _of_bank(self, shape: Shape, query_y: Tensor, generator: Generator) -> Points | None:
+        """Draw points of a random data set; None if the data set has too few classes.
 
-        Each class of the task consists of one or several classes of the data set.
+        Each class of the task is one class of the data set, or the union of several.
         """
         bank = self.banks[integer(len(self.banks), generator)]
         merged = 1 + integer(3, generator) if chance(SEVERAL, generator) else 1
-        return _rows_of_labels(bank, labels, way, merged, generator)
+        return bank_points(bank, shape, query_y, merged, generator)
 
 
 def skill_of(episodes: Episodes) -> float:
@@ -155,26 +157,6 @@ def skill_of(episodes: Episodes) -> float:
     size = episodes.support_x.shape[1]
     labels = one_hot(episodes.support_y, episodes.num_classes).to(points.dtype)
     means = normalize(labels.mT @ points[:, :size], dim=-1)
-    accuracy = ((points[:, size:] @ means.mT).argmax(-1) == episodes.query_y).float().mean().item()
+    hits = (points[:, size:] @ means.mT).argmax(-1) == episodes.query_y
+    accuracy = hits[episodes.query_mask].float().mean().item()
     return (accuracy * episodes.num_classes - 1) / (episodes.num_classes - 1)
-
-
-def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
-    """Draw distinct points [T, N, D] from a feature data set, for the labels [T, N] of N points in each of T tasks.
-
-    Each class of the task is the union of `merged` random classes of the data set, or of more if they have too few
-    points. The result is None if the data set has too few classes.
-    """
-    counts = one_hot(labels, way).cumsum(1)
-    rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1
-    largest = int(rank.max()) + 1
-    merged = max(merged, -(-largest // int(bank.class_sizes.min())))
-    if way * merged > len(bank.class_sizes):
-        return None
-    starts = bank.class_sizes.cumsum(0) - bank.class_sizes
-    choice = torch.rand(len(labels), len(starts), generator=generator).argsort(1)[:, : way * merged]
-    number = -(-largest // merged)
-    places = random_positions(bank.class_sizes[choice], number, int(bank.class_sizes.max()), generator)
-    column = labels * merged + rank % merged
-    rows = (starts[choice].unsqueeze(-1) + places)[torch.arange(len(labels)).unsqueeze(1), column, rank // merged]
-    return bank.x[rows]

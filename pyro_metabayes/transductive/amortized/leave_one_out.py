@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_metabayes.transductive.amortized.task_geometry import LEAST_LENGTH
+from pyro_metabayes.transductive.amortized.task_geometry import cosines_without
 
 NUM_LEFT_OUT = 4
 SCALE = 10.0  # of the cosines in the predictions of left-out points, as in the first step before training
@@ -36,7 +36,7 @@ def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
         Tensor [T, NUM_LEFT_OUT].
     """
     way, number = labels.shape[-1], labels.sum(1, keepdim=True)
-    cosines = _left_out_cosines(x, labels / number.clamp(min=1), means)
+    cosines = cosines_without(x, x @ means.mT, means.norm(dim=-1), labels / number.clamp(min=1))
     own = (labels * cosines).sum(-1)
     other = cosines.masked_fill(labels > 0, -torch.inf).amax(-1)
     fit = (labels * (SCALE * cosines).log_softmax(-1)).sum(-1)
@@ -46,18 +46,3 @@ def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     total = counts.sum(1)
     share = total / labels.sum((1, 2)).clamp(min=1).unsqueeze(-1)
     return torch.cat(((values * counts).sum(1) / total.clamp(min=1), share), -1)
-
-
-def _left_out_cosines(x: Tensor, own: Tensor, means: Tensor) -> Tensor:
-    """Compute the cosines [T, S, C] of each support point with the class means, computed without this point.
-
-    If class c has n points and x is one of them, the mean of the others has the direction of m_c - x / n.
-
-    Args:
-        x: [T, S, D], support points.
-        own: [T, S, C], 1/n for the class of a point, 0 for other classes.
-        means: [T, C, D], class means with all points.
-    """
-    inner, square = x @ means.mT, x.square().sum(-1, keepdim=True)
-    length = means.square().sum(-1).unsqueeze(1) - own * (2 * inner - own * square)
-    return (inner - own * square) * length.clamp(min=LEAST_LENGTH**2).rsqrt()

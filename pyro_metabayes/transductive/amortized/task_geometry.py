@@ -113,6 +113,22 @@ class TaskGeometry:
         return (affinities @ torch.cat((self.labels, assignments), 1)).clamp(min=LEAST_PROBABILITY).log()
 
 
+def cosines_without(x: Tensor, inner: Tensor, lengths: Tensor, own: Tensor) -> Tensor:
+    """Compute the cosines [T, N, C] of each point with the class means m_c, without the share of this point in them.
+
+    Without point x, the class mean has the direction of m_c - own_c x.
+
+    Args:
+        x: [T, N, D], points.
+        inner: [T, N, C], inner products of the points with the class means.
+        lengths: [T, C], lengths of the class means.
+        own: [T, N, C], coefficient of each point in the class means; 0 if the mean does not contain the point.
+    """
+    square = x.square().sum(-1, keepdim=True)
+    rest = lengths.square().unsqueeze(1) - own * (2 * inner - own * square)
+    return (inner - own * square) * rest.clamp(min=LEAST_LENGTH**2).rsqrt()
+
+
 def support_labels(observed: Observed) -> Tensor:
     """Return one-hot labels [T, S, C] of the support points; 0 for masked points."""
     labels = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
