@@ -79,7 +79,8 @@ class Network(Head):
         def pullback(cotangent: Tensor) -> Tensor:
             gradients = [cotangent.sum(-2), product(inputs[-1].mT, cotangent).flatten(-2)]
             for (weight, _), given, made in zip(layers[:0:-1], inputs[-2::-1], inputs[:0:-1], strict=True):
-                cotangent = product(cotangent, weight.mT) * (made > 0)
+                active = made.detach().sign()  # 1 or 0, in the dtype of x: a bool mask is converted in every product
+                cotangent = product(cotangent, weight.mT) * active
                 gradients += [cotangent.sum(-2), product(given.mT, cotangent).flatten(-2)]
             return torch.cat(gradients[::-1], dim=-1).unsqueeze(-2)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from pyro import distributions
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 
 from pyro_metabayes.errors import UsageError
@@ -23,4 +23,4 @@ class ImproperUniform(distributions.ImproperUniform):
 
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]
-        return value.new_zeros(()).expand(torch.broadcast_shapes(batch, self.batch_shape))
+        return value.new_zeros(()).expand(broadcast_shape(batch, self.batch_shape))
