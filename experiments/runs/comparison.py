@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def mean_and_ci95(runs: Sequence[Run], name: str) -> tuple[float, float]:
 
 def mean_metric(runs: Sequence[Run], name: str) -> float | None:
     """Return the mean of a metric of results.json, such as "ece", over runs; None if a run lacks the metric."""
-    metrics = [run.results.get(name) for run in runs]
+    metrics: list[Any] = [run.results.get(name) for run in runs]
     return None if None in metrics else mean_of_runs(runs, metrics)
 
 
