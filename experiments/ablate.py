@@ -2,7 +2,8 @@
 
 Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run. The label of a row states the difference from the
 first row. Some learners are also evaluated under other settings (imbalanced or larger query sets). Finished runs are
-kept, so the same command continues an interrupted ablation. The command writes table.md, table.csv and ablation.png.
+kept, so the same command continues an interrupted ablation. The command writes table.md, table.csv, ablation.png and
+query_sets.png.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pyro_metabayes.experiments.cli.command import CONF, run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import COLOURS, new_figure, save_figure
 from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
@@ -107,7 +108,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """Write table.md (with the command that reruns each row), table.csv and the plot."""
+    """Write table.md (with the command that reruns each row), table.csv and the plots."""
     entries = scored_rows(study, rows, folder)
     first_entries = [entry for entry in entries if entry.row == entries[0].row]
     base = [run for entry in reversed(first_entries) if entry.same_guide for run in entry.runs]
@@ -115,43 +116,45 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     page = f"{NOTE}\n\n{markdown_table(table)}\n\n{commands(rows)}\n"
     save_tables(folder, page, without_information(table))
     print(text_table(table))
-    print(f"table.md, table.csv and plot: {draw(entries, folder / 'ablation.png')}")
+    plots = [draw_changes(entries, folder / "ablation.png")]
+    if reevaluated := [entry for entry in entries if entry.changes and entry.same_guide]:
+        plots.append(draw_query_sets(reevaluated, folder / "query_sets.png"))
+    print(f"table.md, table.csv and {' and '.join(map(str, plots))}")
 
 
-def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
-    """Plot accuracies and save the plot.
-
-    The left panel shows each row under its training settings. The right panel shows the learners that were also
-    evaluated on other query sets.
-    """
+def draw_changes(entries: Sequence[ScoredRow], path: Path) -> Path:
+    """Plot the accuracy of each row under its training settings, one colour per part, and save the plot."""
     rows = [entry for entry in entries if not entry.changes]
-    reevaluated = [entry for entry in entries if entry.changes and entry.same_guide]
-    figure, axes = new_figure(2 if reevaluated else 1)
-    figure.set_size_inches(6.2 * len(axes), 0.2 * len(rows) + 2.0)
+    parts = list(dict.fromkeys(entry.row.part for entry in rows))
+    figure, (axis,) = new_figure(1)
+    figure.set_size_inches(9.0, 0.24 * len(rows) + 1.0)
     for place, entry in enumerate(rows):
         mean, ci95 = accuracy_of(entry)
-        axes[0].errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=f"C{_part_index(rows, entry)}")
-    axes[0].axvline(accuracy_of(rows[0])[0], color="black", lw=0.8, ls=":")
+        colour = f"C{parts.index(entry.row.part) % len(COLOURS)}"
+        axis.errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=colour)
+    axis.axvline(accuracy_of(rows[0])[0], color="black", lw=0.8, ls=":")
     names = [f"{entry.row.label} ({entry.row.part})" for entry in rows]
-    axes[0].set_yticks([-place for place in range(len(rows))], names, fontsize=7)
-    axes[0].set(xlabel="accuracy, %", title="training and evaluation as named")
-    if reevaluated:
-        _draw_query_sets(axes[1], reevaluated)
-        figure.legend(
-            *axes[1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=7
-        )
+    axis.set_yticks([-place for place in range(len(rows))], names, fontsize=8)
+    axis.set_ylim(0.3 - len(rows), 0.7)
+    axis.set_xlabel(f"accuracy, %, as trained; dotted: {rows[0].row.label}")
     return save_figure(figure, path)
 
 
-def _draw_query_sets(axis: Any, entries: Sequence[ScoredRow]) -> None:
-    """Plot the accuracy of each learner on each query set, one colour per learner."""
-    sets = list(dict.fromkeys(_query_set(entry) for entry in entries))
-    for number, row in enumerate(dict.fromkeys(entry.row for entry in entries)):
-        points = sorted((sets.index(_query_set(entry)), *accuracy_of(entry)) for entry in entries if entry.row == row)
+def draw_query_sets(entries: Sequence[ScoredRow], path: Path) -> Path:
+    """Plot the accuracy of each learner on each query set of the evaluations, one colour per learner, and save it."""
+    sets = list(dict.fromkeys(map(_query_set, entries)))
+    learners = list(dict.fromkeys(entry.row for entry in entries))
+    figure, (axis,) = new_figure(1)
+    figure.set_size_inches(9.0, 0.4 * len(sets) + 1.4)
+    for number, row in enumerate(learners):
+        shift = 0.15 * ((len(learners) - 1) / 2 - number)  # learners side by side, so that none covers another
+        points = [(shift - sets.index(_query_set(entry)), *accuracy_of(entry)) for entry in entries if entry.row == row]
         place, mean, ci95 = zip(*points, strict=True)
-        axis.errorbar(mean, [-value for value in place], xerr=ci95, fmt="o", ms=4, color=f"C{number}", label=row.label)
-    axis.set_yticks([-place for place in range(len(sets))], sets, fontsize=7)
-    axis.set(xlabel="accuracy, %", title="the same learner on other query sets")
+        axis.errorbar(mean, place, xerr=ci95, fmt="o", ms=4, color=f"C{number}", label=row.label)
+    axis.set_yticks([-place for place in range(len(sets))], sets, fontsize=8)
+    axis.set_xlabel("accuracy, %, of the same learner on other query sets")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return save_figure(figure, path)
 
 
 def _query_set(entry: ScoredRow) -> str:
@@ -163,10 +166,6 @@ def accuracy_of(entry: ScoredRow) -> tuple[float, float]:
     """Return the accuracy and the half width of its 95% interval over tasks, as in the table, in per cent."""
     mean, ci95 = mean_and_ci95(entry.runs, "accuracy")
     return 100 * mean, 100 * ci95
-
-
-def _part_index(entries: Sequence[ScoredRow], entry: ScoredRow) -> int:
-    return list(dict.fromkeys(row.row.part for row in entries)).index(entry.row.part)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def leading(cell: str) -> float:
 def test_the_table_has_every_row_as_trained_and_as_scored_again(ablation: Path) -> None:
     lines = lines_of(ablation)
     assert len(lines) == 2 + 4 * (1 + 1), "two rows by themselves, four scored under another setting too"
-    assert (ablation / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("ablation.png", "query_sets.png"):
+        assert (ablation / name).read_bytes().startswith(b"\x89PNG")
     assert (ablation / "table.md").read_text().count("python -m experiments.run -m") == 6
     first = lines[0]
     results = results_of(folder_of("sib", "guide=sib", ablation))

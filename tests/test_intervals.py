@@ -19,6 +19,7 @@ from pyro_metabayes.evaluation.expected_calibration_error import calibration_int
 from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, Estimate, ci95_of, over_runs, quantile95
 from pyro_metabayes.experiments.compare.training_runs import training_runs_row
 from pyro_metabayes.experiments.runs.comparison import (
+    ci95_of_runs,
     differences_row,
     mean_and_ci95,
     mean_metric,
@@ -219,6 +220,15 @@ def test_metrics_of_runs_have_the_weights_of_their_tasks() -> None:
     assert mean_metric(runs, "nll") == pytest.approx(mean_and_ci95(runs, "nll")[0])
     assert mean_metric(runs, "nll") == pytest.approx((1.0 + 2.0) / 4 + 5.0 / 2, abs=0.05)
     assert mean_metric(runs, "elbo") is None and mean_metric(runs, "ece_floor") is None
+
+
+def test_the_interval_of_metrics_of_runs_is_that_of_their_tasks() -> None:
+    """Runs on other tasks narrow the interval, as if their tasks were of one run; runs on the same tasks do not."""
+    others = [run_of("sib", seed, "a", 0.7, 1.0) for seed in range(4)]
+    widths = [ci95_of(run.per_task["accuracy"]) for run in others]
+    assert ci95_of_runs(others, widths) == pytest.approx(mean_and_ci95(others, "accuracy")[1], rel=0.05)
+    same = [run_of("sib", 0, backbone, 0.7, 1.0) for backbone in "abcd"]
+    assert ci95_of_runs(same, [0.03] * 4) == pytest.approx(0.03)
 
 
 def test_the_rmse_is_that_of_the_squared_errors_whose_differences_are_compared() -> None:

@@ -95,6 +95,8 @@ def parts(folder: Path) -> None:
 def test_a_table_may_have_the_rows_of_one_part() -> None:
     page = tables.written("<!-- table runs where part=two: as guide; NLL -->\n<!-- end -->\n")
     assert "| guide | NLL |\n| --- | --- |\n| savi | 0.539 |" in page and "mc" not in page
+    both = tables.written("<!-- table runs where part=one|two: as guide; NLL -->\n<!-- end -->\n")
+    assert "| mc | 0.483 |\n| savi | 0.539 |" in both
     with pytest.raises(SystemExit, match="no row"):
         tables.written("<!-- table runs where part=three: NLL -->\n<!-- end -->\n")
 

@@ -6,6 +6,7 @@ were made. Everything between these marks is written anew:
 
     <!-- table NAME: guide; accuracy % as accuracy -->             a table of these columns
     <!-- table NAME where part=glyphs: guide; seeds -->            a table of the rows with this value
+    <!-- table NAME where K=0|3|7: guide; K -->                    a table of the rows with one of these values
     <!-- measured NAME -->                                         commit, date and machine of the runs
     <!-- end -->
     <!-- value NAME; ROW; COLUMN -->75.7 +- 0.5<!-- end -->        within a line: one cell, of the row with this label
@@ -60,7 +61,7 @@ def written(page: str) -> str:
     def block(match: re.Match[str]) -> str:
         kind, name, label, value, columns = match.groups()
         opening = match.group().partition("\n")[0]
-        rows = _rows(name) if label is None else [row for row in _rows(name) if row.get(label) == value]
+        rows = _rows(name) if label is None else [row for row in _rows(name) if row.get(label) in value.split("|")]
         text = _measured(name) if kind == "measured" else _table(name, rows, columns)
         return f"{opening}\n\n{text}\n\n<!-- end -->"
 

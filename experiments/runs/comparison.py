@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +50,28 @@ def mean_and_ci95(runs: Sequence[Run], name: str) -> tuple[float, float]:
 
 
 def mean_metric(runs: Sequence[Run], name: str) -> float | None:
-    """Return the mean of a metric that exists only for whole runs, such as the ECE; None if a run lacks the metric.
+    """Return the mean of a metric that exists only for whole runs, such as the ECE; None if a run lacks the metric."""
+    metrics: list[Any] = [run.results.get(name) for run in runs]
+    return None if None in metrics else mean_of_runs(runs, metrics)
 
-    The metrics of runs with the same test tasks are averaged first. The weight of a set of test tasks is then its
-    number of tasks, as in the mean accuracy.
+
+def mean_of_runs(runs: Sequence[Run], metrics: Sequence[float]) -> float:
+    """Return the mean over runs of a metric of whole runs, by the rule of `over_tasks`.
+
+    Every task of a run counts with the metric of the run. So the metrics of runs with the same test tasks are averaged
+    first, and each set of test tasks has the weight that it has in the mean accuracy.
     """
-    metrics = [run.results.get(name) for run in runs]
-    if None in metrics:
-        return None
     each = zip(runs, metrics, strict=True)
     return float(over_tasks((run, np.full(len(run.per_task["nll"]), metric)) for run, metric in each).mean())
+
+
+def ci95_of_runs(runs: Sequence[Run], widths: Sequence[float]) -> float:
+    """Return the half width of the 95% interval over tasks of `mean_of_runs`, from the half width of each run.
+
+    Runs on the same tasks or groups are not independent, so they do not narrow the interval.
+    """
+    independent = len({run.tasks for run in runs}) if groups_of(runs) is None else 1
+    return float(np.sqrt(np.mean(np.square(widths)) / independent))
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
@@ -158,13 +171,11 @@ def _calibration(runs: Sequence[Run]) -> str:
     """Format the mean ECE as "0.012 +- 0.004 (floor 0.006)".
 
     The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
-    Runs on the same tasks or groups are not independent, so they do not narrow the interval.
     """
     error = number(mean_metric(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
         return error
-    independent = len({run.tasks for run in runs}) if groups_of(runs) is None else 1
-    width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / independent))
+    width = ci95_of_runs(runs, [run.results["ece_ci95"] for run in runs])
     return f"{error} +- {width:.3f} (floor {number(mean_metric(runs, 'ece_floor'))})"
 
 

@@ -22,6 +22,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, rea
 
 SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
+IGNORED = ("query_concentration", "query_balanced")  # if query_counts is set
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "unknown", "feature_noise", "tasks", "seed")
 OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # settings data.* without effect on test tasks
@@ -30,16 +31,8 @@ FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simula
 NEEDED_SCORES = ("nll",)  # scores that every run has: a regression has no accuracy, and eval.joint=false no joint_nll
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
-WITHOUT_MEANING = (
-    "seed",
-    "device",
-    "trainer",
-    "logger",
-    "threads",
-    "resume",
-    "choices",
-    "estimated",
-)  # settings that do not define another experiment
+# Settings that do not define another experiment.
+WITHOUT_MEANING = ("seed", "device", "trainer", "logger", "threads", "resume", "choices", "estimated")
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,8 @@ class Run:
         results, config = self.results, self.results.get("config", {})
         # Older runs lack the fields of settings that are off (0 or []).
         named = {name: results[name] for name in TASKS if results.get(name) or name == "seed"}
+        if results.get("query_counts"):
+            named = {name: value for name, value in named.items() if name not in IGNORED}
         named[FINGERPRINT] = results.get(FINGERPRINT, f"not recorded in {self.folder.resolve()}")
         named |= {f"data.{k}": v for k, v in config.get("data", {}).items() if k not in OTHER_DATA_SETTINGS}
         if results.get("base_query"):  # base queries are drawn from the held-out inputs
