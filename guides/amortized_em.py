@@ -18,7 +18,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import linear_head
 from pyro_metabayes.seeding import drawing, task_noise
 from pyro_metabayes.transductive.amortized.steps import AmortizedSteps, Directions
-from pyro_metabayes.transductive.balance import check_balance, refuse_base_classes
+from pyro_metabayes.transductive.balance import check_balance, refuse_base_classes, refuse_few_queries
 
 
 class Guide(pyro_metabayes.Guide):
@@ -41,6 +41,7 @@ class Guide(pyro_metabayes.Guide):
         balance: whether the class shares of the queries are known in predictions.
             `unknown`: the guide estimates the shares.
             `known`: each class has equally many queries. Every step projects the assignments to equal shares.
+                Predictions need at least as many queries as classes.
 
     Raises:
         UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.
@@ -64,6 +65,8 @@ class Guide(pyro_metabayes.Guide):
     def posterior(self, observed: Observed) -> TorchDistribution:
         if observed.num_classes < 2:
             raise UsageError(f"expected support points of at least 2 classes, got {observed.num_classes}; add a class")
+        if self.balance == "known":
+            refuse_few_queries(observed)
         known = observed.query_x.new_ones(observed.num_tasks) if self.balance == "known" else None
         return self._classifier(self.steps(observed, self.num_steps, known))
 

@@ -118,6 +118,15 @@ def test_a_setting_that_a_learner_does_not_have_is_refused() -> None:
         FewShotClassifier().fit(x, [0, 0, 0, 0])
 
 
+def test_known_balance_needs_as_many_queries_as_classes() -> None:
+    """Fewer queries cannot be shared out equally: every probability of one query would be 1 / C."""
+    x, y = np.eye(4), [0, 1, 2, 2]
+    classifier = FewShotClassifier(balance="known").fit(x, y)
+    assert classifier.predict_proba(x[:3]).shape == (3, 3)
+    with pytest.raises(UsageError, match=r"^expected at least 3 queries for balance=known .*, got 2; predict all"):
+        classifier.predict_proba(x[:2])
+
+
 def test_empty_rows_do_not_ruin_the_others() -> None:
     random = np.random.default_rng(0)
     centres = random.normal(size=(4, 20))

@@ -37,8 +37,8 @@ def refuse_balance(learner: object, balance: str | None) -> None:
     """Raise a UsageError if a balance is given for a learner without this setting."""
     if balance is not None and not (isinstance(learner, str) and learner == "transductive"):
         raise UsageError(
-            f"expected learner='transductive' for balance='{balance}', got another learner; remove balance, "
-            "or set learner='transductive' (or MetaLearner.pretrained('transductive', balance='known'))"
+            f"expected learner='transductive' for balance='{balance}', got {_shown(learner)}; remove balance, or set "
+            "learner='transductive'"
         )
 
 
@@ -71,3 +71,7 @@ def _loaded(learner: object) -> MetaLearner:
             f"{similar_choice(learner, CHECKSUMS) or 'fix the name'}"
         )
     return MetaLearner.load(path)
+
+
+def _shown(learner: object) -> str:
+    return f"'{learner}'" if isinstance(learner, str) else "another learner"

@@ -71,6 +71,15 @@ def refuse_base_classes(model: Model, by: str) -> None:
         )
 
 
+def refuse_few_queries(observed: Observed) -> None:
+    """Raise a UsageError if tasks have fewer queries than classes, so that classes cannot be equally frequent."""
+    if (number := observed.query_x.shape[1]) < observed.num_classes:
+        raise UsageError(
+            f"expected at least {observed.num_classes} queries for balance=known (equally many per class), got "
+            f"{number}; predict all queries in one call, or remove balance"
+        )
+
+
 def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: Tensor | None = None) -> Tensor:
     """Return weights for the setting `guide.balance`.
 
