@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,7 +45,12 @@ def composed_once() -> Iterator[None]:
             composed[key] = compose(loader, defaults=defaults, repo=repo)
         return copy.deepcopy(composed[key])
 
+    def copy_list_of_sources(caching: CachingConfigRepository, delegate: IConfigRepository) -> None:
+        """Hydra copies every source, a fifth of a composition, though it replaces only their list."""
+        caching.delegate, caching.cache = copy.copy(delegate), {}
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachingConfigRepository, "__init__", copy_list_of_sources)
         patch.setattr(config_loader_impl, "create_defaults_list", create_once)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_once)
         yield
