@@ -22,6 +22,7 @@ from omegaconf._utils import get_yaml_loader
 
 from pyro_metabayes.experiments.cli.command import CONF
 from tests.commands import on_features, ran, write_features
+from tests.composition_cache import composed_once
 from tests.processes import Forks, forks_of_torch
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
@@ -62,7 +63,8 @@ def parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(load_once))
-        yield
+        with composed_once():
+            yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ forks from the process of the tests, which has imported everything.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -130,13 +131,18 @@ class ForkedCommand:
 
 
 @contextmanager
-def forked(name: str, *arguments: str) -> Iterator[ForkedCommand]:
+def forked(name: str, *arguments: str, fork_workers: bool = False) -> Iterator[ForkedCommand]:
     """`python -m experiments.NAME arguments` in the current folder, for a test that sends signals to it.
 
     The process leads a new process group, as if a shell had started it.
+
+    Args:
+        name: the command.
+        arguments: the arguments of the command.
+        fork_workers: whether the workers of the command are forked too, for tests of anything but their start.
     """
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        process = ForkProcess(target=_run, args=(name, arguments, stdout, stderr))
+        process = ForkProcess(target=_run, args=(name, arguments, stdout, stderr, fork_workers))
         with warnings.catch_warnings(action="ignore"):  # of threads, from Python 3.12 on
             process.start()
         try:
@@ -146,8 +152,14 @@ def forked(name: str, *arguments: str) -> Iterator[ForkedCommand]:
             process.join()
 
 
-def _run(name: str, arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes]) -> None:
+def _run(
+    name: str, arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], fork_workers: bool = False
+) -> None:
     os.setsid()
+    if fork_workers:
+        fork = multiprocessing.get_context("fork")
+        multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
+        os.register_at_fork(after_in_child=lambda: GlobalHydra.instance().clear())
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (TextIOWrapper(FileIO(number, "w"), write_through=True) for number in (1, 2))

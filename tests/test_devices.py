@@ -6,10 +6,10 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ from pyro_metabayes.training.data_parallel import TaskShard
 from pyro_metabayes.training.fabric import fabric_alone, fabric_in_group
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
-from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
+from tests.commands import call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
 from tests.pairs import Pair, random_tasks
 
 TASKS = 6  # of a step
@@ -128,8 +128,9 @@ def fitted(folder: Path) -> dict[str, Any]:
 
 
 def second(folder: Path) -> None:
-    """The program of the second process."""
-    torch.set_num_threads(1)
+    """The program of the second process, with another state of the random numbers than that of the first."""
+    os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
+    pyro.set_rng_seed(1)
     with process_group():
         every_case(fabric_in_group(torch.device("cpu")), folder)
         torch.save(fitted(folder), folder.parent / "fitted.pt")
@@ -145,19 +146,21 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
         job |= {"TORCHELASTIC_RUN_ID": "1"}
         for name, value in job.items():
             patch.setenv(name, value)
-        program = f"import pathlib, tests.test_devices as its; its.second(pathlib.Path({str(folder / 'second')!r}))"
-        environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
-            try:
-                one = every_case(fabric_alone(torch.device("cpu")), folder / "one")
-                one["fit"] = fitted(folder / "one/fit")
-                with process_group():
-                    two = every_case(fabric_in_group(torch.device("cpu")), folder / "two")
-                    two["fit"] = fitted(folder / "two/fit")
-                assert other.wait(30) == 0
-            finally:
-                other.kill()
-                torch.set_default_dtype(torch.float32)
+        other = ForkProcess(target=second, args=(folder / "second",))
+        with warnings.catch_warnings(action="ignore"):  # of threads, from Python 3.12 on
+            other.start()
+        try:
+            one = every_case(fabric_alone(torch.device("cpu")), folder / "one")
+            one["fit"] = fitted(folder / "one/fit")
+            with process_group():
+                two = every_case(fabric_in_group(torch.device("cpu")), folder / "two")
+                two["fit"] = fitted(folder / "two/fit")
+            other.join(30)
+            assert other.exitcode == 0
+        finally:
+            other.kill()
+            other.join()
+            torch.set_default_dtype(torch.float32)
     yield one, two, folder
 
 

@@ -22,11 +22,10 @@ from tests.commands import (
     WIDTH,
     call,
     checkpoint_of,
-    finish,
     on_features,
-    process,
     write_features,
 )
+from tests.processes import Forks
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -263,8 +262,9 @@ def test_cuda_without_a_device_is_refused(features: Path) -> None:
     assert "found none; use device=cpu" in error_of(*on_features(features), "device=cuda")
 
 
-def test_the_line_is_all_that_a_real_process_says(features: Path) -> None:
-    outcome = finish(process("run", *on_features(features), "guide.foo=1"))
+def test_the_line_is_all_that_a_real_process_says(features: Path, forks: Forks) -> None:
+    run = "import runpy, sys; sys.argv[0] = 'run.py'; runpy.run_module('experiments.run', run_name='__main__')"
+    outcome = forks.run(run, *on_features(features), "guide.foo=1", folder=Path.cwd())
     assert outcome.error.startswith("unknown key 'guide.foo'") and outcome.out == ""
 
 

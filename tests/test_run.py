@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("regression") / "run"
     ran("run", "data=gaussian_mean", "guide=exact", *SMALL, f"hydra.run.dir={folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of one run of a guide on sinusoids."""
+
+    @functools.cache
+    def folder_of(guide: str) -> Path:
+        folder = tmp_path_factory.mktemp("sinusoid") / guide
+        ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", f"hydra.run.dir={folder}")
+        return folder
+
+    return folder_of
 
 
 # ---------------------------------------------------------------- every choice of every group
@@ -231,11 +245,10 @@ def test_data_of_numbers_runs(data: str) -> None:
 
 
 @pytest.mark.parametrize("guide", ["maml", "llama", "laplace", "abml", "platipus", "mean_field"])
-def test_sinusoids_run(guide: str) -> None:
+def test_sinusoids_run(guide: str, sinusoid_run: Callable[[str], Path]) -> None:
     """All weights of a network adapt; the error after each inner step is told where there are steps."""
-    ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", "hydra.run.dir=run")
-    assert {path.name for path in Path("run").iterdir()} == FILES
-    results = results_of(Path("run"))
+    assert {path.name for path in sinusoid_run(guide).iterdir()} == FILES
+    results = results_of(sinusoid_run(guide))
     assert results["oracle_mse"] is None and 0 <= results["coverage90"] <= 1
     if guide == "mean_field":
         assert results["by_step"] is None
@@ -259,14 +272,12 @@ def test_the_error_is_told_inner_step_by_inner_step() -> None:
     assert "expected finite scores, got NaN or infinity (" in outcome.error and "loop has diverged" in outcome.error
 
 
-def test_a_predictive_band_is_drawn(regression_run: Path, finished: Path) -> None:
-    for guide in ("maml", "laplace", "platipus"):
-        ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", f"hydra.run.dir={guide}")
-    how = ("--steps", "2", "--samples", "5", "--out", "band.png")
-    outcome = ran("predictive_band", "maml", "laplace", "platipus", *how)
+def test_a_predictive_band_is_drawn(finished: Path, sinusoid_run: Callable[[str], Path]) -> None:
+    runs = [str(sinusoid_run(guide)) for guide in ("maml", "laplace", "platipus")]
+    outcome = ran("predictive_band", *runs, "--steps", "2", "--samples", "5", "--out", "band.png")
     assert "plot: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
     assert "expected a regression run with one input" in call("predictive_band", str(finished)).error
-    assert "expected --task >= 0" in call("predictive_band", "maml", "--points", "0").error
+    assert "expected --task >= 0" in call("predictive_band", runs[0], "--points", "0").error
 
 
 def test_a_regression_is_resumed_evaluated_and_compared(regression_run: Path, finished: Path) -> None:
@@ -771,7 +782,7 @@ def test_a_sweep_made_again_keeps_what_is_finished_and_goes_on_with_the_rest(
     uninterrupted: Path, features: Path
 ) -> None:
     """Bit for bit; so does a job that a cluster stops and starts again."""
-    sweep = ("run", "-m", *on_features(features), *LONG, "task.shot=2,1", "hydra.sweep.dir=sweep")
+    sweep = ("run", "-m", *on_features(features), *LONG[1:], "train.steps=80,4", "hydra.sweep.dir=sweep")
     metrics = Path("sweep/0_features_sib_seed3/metrics.jsonl")
     stopped = interrupted_at_a_line(metrics, *sweep)
     assert stopped.code == 130
@@ -779,7 +790,7 @@ def test_a_sweep_made_again_keeps_what_is_finished_and_goes_on_with_the_rest(
     ran(*sweep)
     assert figures_of(metrics.parent) == figures_of(uninterrupted)
     assert lines_of(metrics.parent) == lines_of(uninterrupted)
-    assert results_of(Path("sweep/1_features_sib_seed3"))["shot"] == 1
+    assert results_of(Path("sweep/1_features_sib_seed3"))["steps"] == 4
     written = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*.*") if path.is_file()}
     assert ran(*sweep).out.count("kept: the run with these settings is finished in ") == 2
     assert all(path.stat().st_mtime_ns == at for path, at in written.items() if path.name != "multirun.yaml")

@@ -255,7 +255,8 @@ def test_a_row_that_fails_is_named_in_one_line() -> None:
     """With its folder; nothing is left of it, so that the mended study runs it."""
     broken = "++study.parts.ceiling.settings='prior.scale=-1'"
     settings = ("study=gaussian_mean", "size=smoke", "workers=1", "parts=[ceiling]", "hydra.run.dir=study")
-    outcome = call("collapse", *settings, broken)
+    with forked("collapse", *settings, broken, fork_workers=True) as study:
+        outcome = study.finish()
     folder, _, message = outcome.error.partition(": ")
     assert message == "expected prior.scale > 0, got -1.0" and "exact" in folder and not Path(folder).exists()
     assert not list(Path.cwd().rglob("results.json")) and not list(Path.cwd().rglob("table.*"))
@@ -313,7 +314,7 @@ def test_no_other_run_begins_after_an_interruption() -> None:
     """Neither by Ctrl-C nor, with SIGTERM to the command alone, by its workers; and none of these is left behind."""
     folder = Path("study").resolve()
     later = "++study.parts.ceiling.rows={later:'guide=exact train.steps=601',last:'guide=exact train.steps=602'}"
-    with forked("collapse", *QUICK_AND_LONG, later, "hydra.run.dir=study") as study:
+    with forked("collapse", *QUICK_AND_LONG, later, "hydra.run.dir=study", fork_workers=True) as study:
         wait_for_the_long_row(study, folder)
         study.send_signal(signal.SIGTERM)
         outcome = study.finish()
