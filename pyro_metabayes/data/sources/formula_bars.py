@@ -66,8 +66,8 @@ def grouping_of(bars: Sequence[str], formula: str) -> tuple[str, str, str | None
         )
     if any("||" in bar for bar in bars):
         raise UsageError(
-            f"expected one bar in {shown}, got two, which mean uncorrelated effects; write one bar and set "
-            "prior=gaussian"
+            f"expected one bar in {shown}, got two, which mean uncorrelated effects; write one bar, set "
+            "prior=gaussian, and centre the predictors"
         )
     terms = [(effects.strip(), group.strip()) for effects, _, group in (bar.rpartition("|") for bar in bars)]
     if len(terms) == 2 and (nested := _nested(terms)):
