@@ -144,7 +144,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "nan": (np.where(SUPPORT > 6, np.nan, SUPPORT), "NaN"),
     "inf": (np.where(SUPPORT > 6, np.inf, SUPPORT), "infinity"),
     "beyond float64": (SUPPORT.astype(np.longdouble) * np.longdouble("1e4000"), "infinity"),
-    "ragged": ([[1.0], [1.0, 2.0]] * 6, "unequal|inhomogeneous"),
+    "ragged": ([[1.0], [1.0, 2.0]] * 6, "unequal|several lengths"),
     "one axis": (SUPPORT[0], r"\[N, 4\]|Reshape your data"),
     "no axis": (1.0, r"\[N, 4\]|one value of type float; pass an array"),
     "nothing": (None, "NoneType"),

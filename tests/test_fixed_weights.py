@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no query": (ROWS[:0], r"expected query_x of shape .*got \[0, 6\]"),
     "one row": (ROWS[0], r"expected query_x of shape .*got \[6\]"),
     "text": (ROWS.astype(str), "expected numbers in query_x, got type <U"),
-    "unequal rows": ([[1.0] * 6, [1.0] * 5], "expected an array of numbers in query_x, got rows of unequal length"),
+    "unequal rows": ([[1.0] * 6, [1.0] * 5], "expected an array of numbers in query_x, got rows of several lengths"),
     "none": (None, "expected an array of numbers in query_x"),
 }
 
