@@ -109,6 +109,26 @@ def test_a_value_in_a_sentence_is_written() -> None:
         tables.written(sentence.replace("savi;", "sib;"))
 
 
+@pytest.mark.usefixtures("parts")
+def test_a_value_may_be_of_one_part(folder: Path) -> None:
+    (folder / "table.csv").write_text(PARTS + 'two,"mc, L=1",0.8 (0.7 to 0.9)\none,"mc, L=1",0.6 (0.5 to 0.7)\n')
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    value = "It is <!-- value runs where part=two; mc, L=1; NLL -->0<!-- end -->."
+    assert tables.written(value) == value.replace("-->0", "-->0.8 (0.7 to 0.9)")
+    with pytest.raises(SystemExit, match="expected one row 'mc, L=1'"):
+        tables.written(value.replace(" where part=two", ""))
+
+
+def test_the_range_of_the_seeds_may_be_left_out(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    (folder / "table.csv").write_text(",NLL\nmc,0.483 (0.481 to 0.485)\n")
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    page = tables.written("<!-- table runs: as guide; mean of NLL as NLL -->\n<!-- end -->\n")
+    assert "| guide | NLL |\n| --- | --- |\n| mc | 0.483 |" in page
+    sentence = "It is <!-- value runs; mc; mean of NLL -->0<!-- end -->."
+    assert tables.written(sentence) == sentence.replace("-->0", "-->0.483")
+
+
 def test_a_column_may_contain_comparison_signs(folder: Path) -> None:
     run_of(folder / "runs" / "mc", "0123abc")
     (folder / "table.csv").write_text('guide,"p > 0.95, %"\nmc,4.7\n')

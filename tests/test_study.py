@@ -183,7 +183,7 @@ def test_the_table_is_what_the_runs_say(gaussian: tuple[Path, Outcome]) -> None:
     results = results_of(SMOKE["gaussian_mean ceiling: exact"].folder(gaussian[0], 0))
     assert row["NLL"] == f"{results['nll']:.3f}" and row["sd / true"] == f"{results['sd_ratio']:.3f}"
     assert row["prior"] == "alive" and results["collapsed"] is False
-    verdict = f"| alive, {results['prior_information']:.1f} |"
+    verdict = f"| {results['prior_information']:.3f} | alive |"
     assert verdict in next(line for line in (gaussian[0] / "table.md").read_text().splitlines() if "| exact |" in line)
 
 

@@ -7,9 +7,11 @@ were made. Everything between these marks is written anew:
     <!-- table NAME: guide; accuracy % as accuracy -->             a table of these columns
     <!-- table NAME where part=glyphs: guide; seeds -->            a table of the rows with this value
     <!-- table NAME where K=0|3|7: guide; K -->                    a table of the rows with one of these values
+    <!-- table NAME: guide; mean of NLL as NLL -->                 0.53 of a cell "0.53 (0.51 to 0.55)"
     <!-- measured NAME -->                                         commit, date and machine of the runs
     <!-- end -->
     <!-- value NAME; ROW; COLUMN -->75.7 +- 0.5<!-- end -->        within a line: one cell, of the row with this label
+    <!-- value NAME where part=glyphs; ROW; mean of NLL -->0.53<!-- end -->
 
 So no measured number between marks is typed. tests/test_measured_tables.py compares the pages with docs/tables/.
 """
@@ -31,7 +33,10 @@ TABLES = ROOT / "docs" / "tables"
 MARKS = re.compile(
     r"<!-- (table|measured) ([\w-]+)(?: where ([^\n]*?)=([^\n]*?))?(?:: ([^\n]*?))? -->\n.*?<!-- end -->", re.DOTALL
 )
-VALUES = re.compile(r"(<!-- value ([\w-]+); ([^\n]*?); ([^\n]*?) -->)[^\n]*?(<!-- end -->)")
+VALUES = re.compile(
+    r"(<!-- value ([\w-]+)(?: where ([^\n;]*?)=([^\n;]*?))?; ([^\n]*?); ([^\n]*?) -->)[^\n]*?(<!-- end -->)"
+)
+MEAN = "mean of "  # before the name of a column: its cells without the range of the seeds
 OPENING = re.compile(r"^<!-- (?:table|measured) |<!-- value ", re.MULTILINE)
 
 
@@ -61,16 +66,15 @@ def written(page: str) -> str:
     def block(match: re.Match[str]) -> str:
         kind, name, label, value, columns = match.groups()
         opening = match.group().partition("\n")[0]
-        rows = _rows(name) if label is None else [row for row in _rows(name) if row.get(label) in value.split("|")]
-        text = _measured(name) if kind == "measured" else _table(name, rows, columns)
+        text = _measured(name) if kind == "measured" else _table(name, _rows_where(name, label, value), columns)
         return f"{opening}\n\n{text}\n\n<!-- end -->"
 
     def cell(match: re.Match[str]) -> str:
-        opening, name, label, column, end = match.groups()
-        rows = [row for row in _rows(name) if label in list(row.values())[:2]]
-        if len(rows) != 1 or column not in rows[0]:
-            sys.exit(f"error: expected one row '{label}' with a column '{column}' in docs/tables/{name}.csv")
-        return f"{opening}{rows[0][column]}{end}"
+        opening, name, label, value, row_label, column, end = match.groups()
+        rows = [row for row in _rows_where(name, label, value) if row_label in list(row.values())[:2]]
+        if len(rows) != 1 or column.removeprefix(MEAN) not in rows[0]:
+            sys.exit(f"error: expected one row '{row_label}' with a column '{column}' in docs/tables/{name}.csv")
+        return f"{opening}{_cell(rows[0], column)}{end}"
 
     found = len(MARKS.findall(page)) + len(VALUES.findall(page))
     if found != (marks := len(OPENING.findall(page))):
@@ -93,6 +97,16 @@ def _rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _rows_where(name: str, label: str | None, values: str) -> list[dict[str, str]]:
+    return [row for row in _rows(name) if label is None or row.get(label) in values.split("|")]
+
+
+def _cell(row: Mapping[str, str], column: str) -> str:
+    """The cell of a column; "mean of COLUMN" leaves out the range of the seeds."""
+    cell = row[column.removeprefix(MEAN)]
+    return cell.partition(" (")[0] if column.startswith(MEAN) else cell
+
+
 def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str | None) -> str:
     if columns is None:
         sys.exit(
@@ -101,9 +115,9 @@ def _table(name: str, rows: Sequence[Mapping[str, str]], columns: str | None) ->
     if not rows:
         sys.exit(f"error: docs/tables/{name}.csv has no row that the mark names")
     titles = dict(_renamed(column) for column in columns.split(";"))
-    if missing := titles.keys() - rows[0].keys():
+    if missing := {column.removeprefix(MEAN) for column in titles} - rows[0].keys():
         sys.exit(f"error: docs/tables/{name}.csv has no column '{missing.pop()}'; it has: {', '.join(rows[0])}")
-    return markdown_table([{title: row[column] or "-" for column, title in titles.items()} for row in rows])
+    return markdown_table([{title: _cell(row, column) or "-" for column, title in titles.items()} for row in rows])
 
 
 def _renamed(column: str) -> tuple[str, str]:

@@ -14,7 +14,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_metabayes.diagnostics.collapse_metrics import without_information
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.collapse.plots import PLOTS
@@ -38,7 +37,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     merged = [
         {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
     ]
-    save_tables(folder, "\n\n".join(sections) + "\n", without_information(merged))
+    save_tables(folder, "\n\n".join(sections) + "\n", merged)
     for part, table in tables.items():
         print(f"{part}\n{text_table(table)}\n")
     for name, labels in study["pictures"].items():

@@ -60,7 +60,7 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
         return None
     figure, (axis,) = new_figure(1)
     figure.set_size_inches(5.4, 3.6)
-    axis.axhline(1, color="black", lw=0.8)
+    axis.axhline(1, color="black", lw=0.8, label="true sd")
     counts: list[int] = []
     for number, part in enumerate(parts):
         runs = [row.results(folder) for row in rows if row.part == part]
@@ -118,7 +118,7 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
     figure, axes = new_figure(len(panels))
     figure.set_size_inches(4.2 * len(panels) + 2.8, 3.6)
     for axis, (part, part_rows) in zip(axes, panels.items(), strict=True):
-        axis.axvspan(FLOOR / 2, COLLAPSED_NATS, color="0.9")
+        axis.axvspan(FLOOR / 2, COLLAPSED_NATS, color="0.9", label=f"collapsed: below {COLLAPSED_NATS:g} nats")
         for number, row in enumerate(part_rows):
             runs = row.results(folder)
             decided = [max(run["disagreement"], FLOOR) for run in runs]
@@ -130,7 +130,7 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
                 label=row.label,
             )
         axis.set(xscale="log", yscale="log", xlabel="information under the prior, nats per task", title=part)
-    axes[0].set_ylabel(f"share of draws with another prediction (0 at {FLOOR:g})")
+    axes[0].set_ylabel(f"share of draws with another prediction\n(less than {FLOOR:g} is drawn there)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save_figure(figure, folder / "verdict.png")
 

@@ -159,12 +159,14 @@ def line_style(number: int) -> dict[str, str]:
 def logarithmic(axis: Any) -> None:
     """Make the y axis logarithmic, with plain numbers at its ticks.
 
-    Ticks between powers of ten have numbers only if the axis spans less than one power.
+    Ticks between powers of ten have numbers if the axis spans less than one power; if it spans less than two, only
+    those at 2 and 5.
     """
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:.3g}" if high < 10 * low else "")
+    digits = "123456789" if high < 10 * low else "25" if high < 100 * low else ""
+    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}" if f"{value:.0e}"[0] in digits else "")
 
 
 def legend_below(axis: Any, columns: int = 2) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.config import saved_config
@@ -42,7 +43,7 @@ def run_grid(jobs: Sequence[Job], workers: int, title: str, advice: str) -> None
     first = list({_data_of(job): job for job in reversed(todo)}.values())
     bar = progress(title, "runs", len(jobs), len(jobs) - len(todo))
     print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} in parallel")
-    with bar, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _listen) as pool:
+    with bar, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
         try:
             for batch in (first, [job for job in todo if job not in first]):
                 with _signals_blocked():  # new workers inherit this: they cannot handle signals during imports
@@ -67,11 +68,12 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _listen() -> None:
+def start_worker() -> None:
     """Initialise a worker process. After SIGTERM, the worker starts no further job. SIGINT stays blocked.
 
-    On Ctrl-C the main process sends SIGTERM to its workers.
+    On Ctrl-C the main process sends SIGTERM to its workers. A spawned process has the default settings of malloc.
     """
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, _start_no_further_job)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 

@@ -51,7 +51,8 @@ def row_of(row: Row, study: Path) -> dict[str, str]:
     for title, name, digits in COLUMNS:
         cells[title] = spread([without_old_joint(result)[name] for result in results], digits)
     cells[f"sd / mean at step {EARLY}"] = spread([relative_sd_at(folder, EARLY) for folder in folders], 3)
-    cells["prior"] = verdict(results)
+    cells["information, nats"] = spread([result.get("prior_information") for result in results], 3)
+    cells["prior"] = _agreed(results)
     return cells
 
 
@@ -84,10 +85,13 @@ def verdict(results: Sequence[Mapping[str, Any]]) -> str:
 
     The range of the mutual information of labels and weights follows, such as "collapsed, 0.031 to 0.046".
     """
+    return with_information(_agreed(results), results)
+
+
+def _agreed(results: Sequence[Mapping[str, Any]]) -> str:
     verdicts = [result["collapsed"] for result in results]
     agreed = len(set(verdicts)) == 1
-    text = COLLAPSE[verdicts[0]] if agreed else f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"
-    return with_information(text, results)
+    return COLLAPSE[verdicts[0]] if agreed else f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"
 
 
 def relative_sd_at(folder: Path, step: int) -> float | None:
