@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from pyro_metabayes.data.mixture.bank_points import bank_points
+from pyro_metabayes.data.mixture.bank_points import Points, bank_points
 from pyro_metabayes.data.mixture.banks import FeatureRows
 from pyro_metabayes.data.mixture.shapes import Shape
 from pyro_metabayes.data.mixture.source import Mixture
@@ -18,17 +18,21 @@ BANK = FeatureRows("rows", torch.tensor([(k, i) for k, size in enumerate(SIZES.t
 LABELS = torch.tensor([[0] * 45 + [1] * 15 + [2] * 3, [0] * 21 + [1] * 21 + [2] * 21])
 
 
+def points_of(shot: int, merged: int) -> tuple[Points, Tensor]:
+    """Points of two 3-way tasks with the queries LABELS, and the labels of all points."""
+    labels = torch.cat((torch.arange(3).repeat_interleave(shot).expand(2, -1), LABELS), 1)
+    drawn = bank_points(BANK, Shape(3, shot, LABELS.shape[1]), labels, merged, Generator().manual_seed(0))
+    assert drawn is not None
+    return drawn, labels
+
+
 @pytest.mark.parametrize("shot, merged, expected", [(1, 1, 1), (1, 2, 2), (18, 1, 2)])
 def test_skewed_class_shares_do_not_merge_classes(shot: int, merged: int, expected: int) -> None:
     """A class consists of as many classes of the data set as it is asked for, or as the support set needs."""
-    drawn = bank_points(BANK, Shape(3, shot, LABELS.shape[1]), LABELS, merged, Generator().manual_seed(0))
-    assert drawn is not None
-    support_y = torch.arange(3).repeat_interleave(shot).expand(2, -1)
-    for task in range(2):
-        y = torch.cat((support_y[task], LABELS[task][drawn.query_mask[task]]))
-        x = torch.cat(
-            (drawn.x[task, : support_y.shape[1]], drawn.x[task, support_y.shape[1] :][drawn.query_mask[task]])
-        )
+    drawn, labels = points_of(shot, merged)
+    for x, y, mask in zip(drawn.x, labels, drawn.query_mask, strict=True):
+        kept = torch.cat((torch.ones(3 * shot, dtype=torch.bool), mask))
+        x, y = x[kept], y[kept]
         assert len(x.unique(dim=0)) == len(x)  # no row twice
         sources = [set(x[y == c][:, 0].tolist()) for c in range(3)]
         assert [len(each) for each in sources] == [expected] * 3
@@ -37,15 +41,14 @@ def test_skewed_class_shares_do_not_merge_classes(shot: int, merged: int, expect
 
 def test_the_mask_keeps_the_class_shares() -> None:
     """With room for 19 queries of a class, 45, 15 and 3 queries become 19, 7 and 2; the shares are rounded up."""
-    drawn = bank_points(BANK, Shape(3, 1, LABELS.shape[1]), LABELS, 1, Generator().manual_seed(0))
-    assert drawn is not None
+    drawn, _ = points_of(1, 1)
     counts = (one_hot(LABELS, 3) * drawn.query_mask.unsqueeze(-1)).sum(1)
     assert counts.tolist() == [[19, 7, 2], [19, 19, 19]]
 
 
 def test_tasks_with_too_many_classes_are_not_drawn() -> None:
-    shape = Shape(10, 1, 20)
-    assert bank_points(BANK, shape, torch.arange(10).repeat(2).expand(2, -1), 1, Generator().manual_seed(0)) is None
+    labels = torch.arange(10).repeat(2).expand(2, -1)
+    assert bank_points(BANK, Shape(10, 1, 10), labels, 1, Generator().manual_seed(0)) is None
 
 
 def test_the_mask_reaches_the_tasks_of_the_mixture() -> None:

@@ -47,7 +47,8 @@ def check_settings(bank_share: float, least_skill: float, ambiguous: float) -> N
 class Mixture:
     """Source of tasks with any number of features.
 
-    Training tasks have random shapes. Validation and test tasks have the shape that the settings `task.*` give.
+    Training tasks have random shapes. Validation and test tasks have the shape that the settings `task.*` give. Queries
+    are masked where a class of a data set has too few rows (`bank_points`).
 
     Args:
         banks: feature data sets of real inputs; may be empty.
@@ -119,7 +120,7 @@ class Mixture:
         support_y = torch.arange(shape.way).repeat_interleave(shape.shot).expand(len(query_y), -1)
         labels = torch.cat((support_y, query_y), 1)
         simulator = FeatureSimulator(generator)
-        drawn = self._of_bank(shape, query_y, generator) if chance(self.bank_share, generator) else None
+        drawn = self._of_bank(shape, labels, generator) if chance(self.bank_share, generator) else None
         if drawn is None:
             x = simulator.points(labels, shape.way, dimension or one_of(DIMENSIONS, generator))
             drawn = Points(x, torch.ones_like(query_y, dtype=torch.bool))
@@ -137,14 +138,14 @@ class Mixture:
             num_classes=shape.way,
         )
 
-    def _of_bank(self, shape: Shape, query_y: Tensor, generator: Generator) -> Points | None:
+    def _of_bank(self, shape: Shape, labels: Tensor, generator: Generator) -> Points | None:
         """Draw points of a random data set; None if the data set has too few classes.
 
         Each class of the task is one class of the data set, or the union of several.
         """
         bank = self.banks[integer(len(self.banks), generator)]
         merged = 1 + integer(3, generator) if chance(SEVERAL, generator) else 1
-        return bank_points(bank, shape, query_y, merged, generator)
+        return bank_points(bank, shape, labels, merged, generator)
 
 
 def skill_of(episodes: Episodes) -> float:
