@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.few_shot import docstrings
+from benchmarks.few_shot import docstrings, page
 from benchmarks.few_shot.__main__ import grid_cells, main
 from benchmarks.few_shot.banks import TEST, TUNING, alphabet_of, source_of
 from benchmarks.few_shot.compare import Comparison
@@ -53,6 +54,11 @@ def test_the_command_compares_on_the_same_tasks(tmp_path: Path, capsys: pytest.C
         assert flat["nll"]["mean"] == pytest.approx(np.log(5))
         difference = flat["accuracy"]["mean"] - means["accuracy"]["mean"]
         assert flat["accuracy_difference"]["mean"] == pytest.approx(difference)
+    page.main([str(tmp_path / "out.json"), str(tmp_path / "out.csv")])
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == [result["method"] for result in results]
+    assert rows[2]["task"] == "simulated, 5-way 1-shot, balanced" and rows[2]["NLL"].startswith("1.609 +- ")
 
 
 def test_the_grid_counts_the_cells_in_which_a_method_is_worse(capsys: pytest.CaptureFixture[str]) -> None:

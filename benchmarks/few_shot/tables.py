@@ -16,20 +16,20 @@ COLUMNS = 4  # banks in one table of a page
 
 def table_of(results: Sequence[Result]) -> str:
     """The methods of one bank and cell, with differences to the first."""
-    title = f"{results[0]['bank']}, {cell_of(results[0])}"
-    rows = [
-        {
-            "method": result["method"],
-            "accuracy": interval(result["accuracy"], 1, 100),
-            "NLL": interval(result["nll"], 3),
-            "ECE": interval(result["ece"], 3),
-            "accuracy, difference": interval(result["accuracy_difference"], 1, 100),
-            "NLL, difference": interval(result["nll_difference"], 3),
-            "ms per task": f"{result['milliseconds']:.2f}",
-        }
-        for result in results
-    ]
-    return f"{title}\n{text_table(rows)}"
+    return f"{results[0]['bank']}, {cell_of(results[0])}\n{text_table([row_of(result) for result in results])}"
+
+
+def row_of(result: Result) -> dict[str, str]:
+    """The scores of a method with 95% intervals, as text. Differences are to the first method of the comparison."""
+    return {
+        "method": result["method"],
+        "accuracy": interval(result["accuracy"], 1, 100),
+        "NLL": interval(result["nll"], 3),
+        "ECE": interval(result["ece"], 3),
+        "accuracy, difference": interval(result["accuracy_difference"], 1, 100),
+        "NLL, difference": interval(result["nll_difference"], 3),
+        "ms per task": f"{result['milliseconds']:.2f}",
+    }
 
 
 def page_of(results: Sequence[Result], methods: Sequence[str]) -> str:
