@@ -72,10 +72,15 @@ def test_a_column_that_a_table_lacks_is_named(folder: Path) -> None:
         tables.written(PAGE.replace("guide; acc", "ECE; acc"))
 
 
-def test_a_column_without_a_name_gets_one(folder: Path) -> None:
+def taken(folder: Path, table: str) -> None:
+    """Take a table of one run."""
     run_of(folder / "runs" / "mc", "0123abc")
-    (folder / "table.csv").write_text(",NLL\nmc,0.483\n")
+    (folder / "table.csv").write_text(table)
     tables.take("runs", folder / "runs", folder / "table.csv")
+
+
+def test_a_column_without_a_name_gets_one(folder: Path) -> None:
+    taken(folder, ",NLL\nmc,0.483\n")
     page = tables.written("<!-- table runs: as guide; NLL as nats -->\n<!-- end -->\n")
     assert "| guide | nats |\n| --- | --- |\n| mc | 0.483 |" in page
 
@@ -86,9 +91,7 @@ PARTS = "part,,NLL\none,mc,0.483\ntwo,savi,0.539\n"
 @pytest.fixture
 def parts(folder: Path) -> None:
     """A table of two parts."""
-    run_of(folder / "runs" / "mc", "0123abc")
-    (folder / "table.csv").write_text(PARTS)
-    tables.take("runs", folder / "runs", folder / "table.csv")
+    taken(folder, PARTS)
 
 
 @pytest.mark.usefixtures("parts")
@@ -109,10 +112,8 @@ def test_a_value_in_a_sentence_is_written() -> None:
         tables.written(sentence.replace("savi;", "sib;"))
 
 
-@pytest.mark.usefixtures("parts")
 def test_a_value_may_be_of_one_part(folder: Path) -> None:
-    (folder / "table.csv").write_text(PARTS + 'two,"mc, L=1",0.8 (0.7 to 0.9)\none,"mc, L=1",0.6 (0.5 to 0.7)\n')
-    tables.take("runs", folder / "runs", folder / "table.csv")
+    taken(folder, PARTS + 'two,"mc, L=1",0.8 (0.7 to 0.9)\none,"mc, L=1",0.6 (0.5 to 0.7)\n')
     value = "It is <!-- value runs where part=two; mc, L=1; NLL -->0<!-- end -->."
     assert tables.written(value) == value.replace("-->0", "-->0.8 (0.7 to 0.9)")
     with pytest.raises(SystemExit, match="expected one row 'mc, L=1'"):
@@ -120,9 +121,7 @@ def test_a_value_may_be_of_one_part(folder: Path) -> None:
 
 
 def test_the_range_of_the_seeds_may_be_left_out(folder: Path) -> None:
-    run_of(folder / "runs" / "mc", "0123abc")
-    (folder / "table.csv").write_text(",NLL\nmc,0.483 (0.481 to 0.485)\n")
-    tables.take("runs", folder / "runs", folder / "table.csv")
+    taken(folder, ",NLL\nmc,0.483 (0.481 to 0.485)\n")
     page = tables.written("<!-- table runs: as guide; mean of NLL as NLL -->\n<!-- end -->\n")
     assert "| guide | NLL |\n| --- | --- |\n| mc | 0.483 |" in page
     sentence = "It is <!-- value runs; mc; mean of NLL -->0<!-- end -->."
@@ -130,9 +129,7 @@ def test_the_range_of_the_seeds_may_be_left_out(folder: Path) -> None:
 
 
 def test_a_column_may_contain_comparison_signs(folder: Path) -> None:
-    run_of(folder / "runs" / "mc", "0123abc")
-    (folder / "table.csv").write_text('guide,"p > 0.95, %"\nmc,4.7\n')
-    tables.take("runs", folder / "runs", folder / "table.csv")
+    taken(folder, 'guide,"p > 0.95, %"\nmc,4.7\n')
     page = tables.written("<!-- table runs: guide; p > 0.95, % -->\n<!-- end -->\n")
     assert "| guide | p > 0.95, % |\n| --- | --- |\n| mc | 4.7 |" in page
 
