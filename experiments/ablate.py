@@ -22,7 +22,7 @@ from pyro_metabayes.experiments.cli.command import CONF, run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, mean_and_ci95, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
-from pyro_metabayes.experiments.runs.plots import COLOURS, new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
@@ -130,8 +130,7 @@ def draw_changes(entries: Sequence[ScoredRow], path: Path) -> Path:
     figure.set_size_inches(9.0, 0.24 * len(rows) + 1.0)
     for place, entry in enumerate(rows):
         mean, ci95 = accuracy_of(entry)
-        colour = f"C{parts.index(entry.row.part) % len(COLOURS)}"
-        axis.errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=colour)
+        axis.errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=f"C{parts.index(entry.row.part)}")
     axis.axvline(accuracy_of(rows[0])[0], color="black", lw=0.8, ls=":")
     names = [f"{entry.row.label} ({entry.row.part})" for entry in rows]
     axis.set_yticks([-place for place in range(len(rows))], names, fontsize=8)

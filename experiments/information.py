@@ -26,18 +26,16 @@ from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands
 
 OTHERS = {"of mean weights": "accuracy_of_mean", "of one draw": "accuracy_of_sample"}  # title: accuracy
-COLUMNS = {  # title: key of `information` in results.json, digits
-    "prior": ("prior", 1),
-    "refitted_prior": ("refitted_prior", 1),
-    "other_tasks": ("other_tasks", 1),
-    "second_set": ("second_set", 1),
-    "below": ("below", 1),
-    "sigma": ("sigma", 1),
-    "bound": ("bound", 1),
-    "tightness": ("tightness", 4),
+DIGITS = {  # of the columns with values of `information` in results.json
+    "prior": 1,
+    "refitted_prior": 1,
+    "other_tasks": 1,
+    "second_set": 1,
+    "below": 1,
+    "sigma": 1,
+    "bound": 1,
+    "tightness": 4,
 }
-
-
 # title of a panel: its metric, with the half width of the 95% interval over tasks if there is one
 PANELS: dict[str, Callable[[Sequence[Run]], Any]] = {
     "KL(q, p_psi), nats per task": lambda runs: (mean_of(runs, "prior"), None),
@@ -105,7 +103,7 @@ def table_row(row: Row, runs: Sequence[Run]) -> dict[str, str]:
         "accuracy %": per_cent(*mean_and_ci95(runs, "accuracy")),
         **{title: per_cent(mean_of_runs(runs, [run.results[name] for run in runs])) for title, name in OTHERS.items()},
         "gap, nats per query": "-" if gap is None else f"{gap[0]:+.3f} +- {gap[1]:.3f}",
-        **{title: number(mean_of(runs, name), digits) for title, (name, digits) in COLUMNS.items()},
+        **{name: number(mean_of(runs, name), digits) for name, digits in DIGITS.items()},
     }
 
 

@@ -100,7 +100,7 @@ def alternative_text(notebook: nbformat.NotebookNode, place: int, name: str) -> 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cells call `metabayes`
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # warning of tqdm about missing widgets for its bars
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm warns if ipywidgets is not installed
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in the same order on every machine
     keep = "--keep" in sys.argv
     chosen = tuple(argument for argument in sys.argv[1:] if argument != "--keep") or ("",)

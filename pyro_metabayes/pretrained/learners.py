@@ -36,8 +36,9 @@ def chosen(learner: MetaLearner | str | PathLike[str] | None, balance: str | Non
 def refuse_balance(learner: object, balance: str | None) -> None:
     """Raise a UsageError if a balance is given for a learner without this setting."""
     if balance is not None and not (isinstance(learner, str) and learner == "transductive"):
+        got = f"'{learner}'" if isinstance(learner, str) else "another learner"
         raise UsageError(
-            f"expected learner='transductive' for balance='{balance}', got {_shown(learner)}; remove balance, or set "
+            f"expected learner='transductive' for balance='{balance}', got {got}; remove balance, or set "
             "learner='transductive'"
         )
 
@@ -71,7 +72,3 @@ def _loaded(learner: object) -> MetaLearner:
             f"{similar_choice(learner, CHECKSUMS) or 'fix the name'}"
         )
     return MetaLearner.load(path)
-
-
-def _shown(learner: object) -> str:
-    return f"'{learner}'" if isinstance(learner, str) else "another learner"
