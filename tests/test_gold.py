@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import math
 from pathlib import Path
@@ -275,6 +276,10 @@ def test_the_command_puts_runs_into_one_table(finished: Path) -> None:
         assert column in outcome.out
     for name in ("table.md", "table.csv", "gold.png", "tasks.npz"):
         assert (finished / "gold" / name).stat().st_size > 0
+    with (finished / "gold" / "table.csv").open(newline="") as file:
+        rows = {row["posterior of w"]: row for row in csv.DictReader(file)}
+    differences = {labels: bool(row["NLL, gold - guide"]) for labels, row in rows.items()}
+    assert differences == {"given support": True, "given support, query": False, "given query": False}
     assert results_of(finished)["guide"] == "sib"  # what stood there stands
 
 

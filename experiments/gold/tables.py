@@ -155,14 +155,20 @@ def _share(k: Tensor) -> str:
 
 
 def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
-    """Return the tables as text for the terminal, as the page table.md, and as the rows of table.csv."""
+    """Return the tables as text for the terminal, as the page table.md, and as the rows of table.csv.
+
+    A row of table.csv has the cells of all three tables; those of predictions are empty for targets with query labels.
+    """
     pairs = [(run, comparison) for run, comparisons in comparisons_by_run.items() for comparison in comparisons]
-    predictions = [prediction_row(run, comparison) for run, comparison in pairs if comparison.labels == "support"]
-    parts = [predictions, [gap_row(*pair) for pair in pairs], [trust_row(*pair) for pair in pairs]]
-    parts = [part for part in parts if part]
+    of_predictions = [prediction_row(*pair) if pair[1].labels == "support" else {} for pair in pairs]
+    of_gaps, of_trust = [gap_row(*pair) for pair in pairs], [trust_row(*pair) for pair in pairs]
+    predictions = [row for row in of_predictions if row]
+    parts = [part for part in (predictions, of_gaps, of_trust) if part]
     text = "\n\n".join(text_table(part, keys=1 if part is predictions else 2) for part in parts)
     page = "\n\n".join(map(markdown_table, parts))
-    return text, f"{page}\n", [gap | trust for gap, trust in zip(parts[-2], parts[-1], strict=True)]
+    empty = dict.fromkeys((title for row in predictions for title in row), "")
+    rows = [empty | row | gaps | trust for row, gaps, trust in zip(of_predictions, of_gaps, of_trust, strict=True)]
+    return text, f"{page}\n", rows
 
 
 def write_tasks(path: Path, comparisons_by_run: Comparisons) -> None:
