@@ -1,7 +1,8 @@
 """python -m experiments.families RUN_DIR: shares of sines and lines among functions sampled from a posterior.
 
 RUN_DIR is the folder of a run on data=sine_and_line. Each sampled function counts as the family that fits it better, by
-least squares on x in [-5, 5]. The command writes table.md, families.json and families.png to RUN_DIR/families.
+least squares on x in [-5, 5]. The command writes table.md, table.csv, families.json and families.png to
+RUN_DIR/families.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
-from pyro_metabayes.experiments.runs.tables import markdown_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
@@ -190,10 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
     rows = [family_row(study, shot, options.blocks, options.samples) for shot in options.shots]
     write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
-    table = markdown_table([text_row(row) for row in rows])
-    write_atomically(out / "table.md", lambda path: path.write_text(table + "\n"))
-    print(text_table([text_row(row) for row in rows]))
-    print(f"table.md, families.json and plot: {draw(study, out / 'families.png')}")
+    text_rows = [text_row(row) for row in rows]
+    save_tables(out, f"{markdown_table(text_rows)}\n", text_rows)
+    print(text_table(text_rows))
+    print(f"table.md, table.csv, families.json and plot: {draw(study, out / 'families.png')}")
 
 
 if __name__ == "__main__":

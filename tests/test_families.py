@@ -123,6 +123,7 @@ def test_the_families_of_a_run_are_counted_and_drawn() -> None:
     assert [row["support points"] for row in rows] == [1, 4] and "own family" in outcome.out
     for row in rows:
         assert row["sine"] + row["line"] == pytest.approx(1) and 0 <= row["of the task's own family"] <= 1
+    assert len(Path("run/families/table.csv").read_text().splitlines()) == 1 + len(rows)
     assert Path("run/families/families.png").read_bytes().startswith(b"\x89PNG")
     assert ran("families", "run", *small).out == outcome.out, "the same seed gives the same numbers"
     assert "expected --shots >= 0, --blocks >= 1 and --samples >= 2" in call("families", "run", "--samples", "1").error
