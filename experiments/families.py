@@ -93,7 +93,7 @@ def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict
         for number in range(blocks):
             observed, truth = study.block(number, shot)
             sampled = study.functions(observed, samples)
-            family = family_of(GRID, sampled)  # [L, T]
+            family = family_of(GRID, sampled)  # [samples, tasks], 1 for a line
             share = as_double(family).mean(0)
             lines.append(share)
             own.append(as_double(family == truth.family).mean(0))

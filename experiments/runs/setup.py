@@ -77,8 +77,10 @@ def set_up(
 
     Args:
         config: the configuration of the run.
-        num_classes: number of classes that the learner is built for; None: the way of the tasks.
-        training: whether the training and validation splits are read too. If false, only the evaluation split is read.
+        num_classes: number of classes that the learner is built for. None: the way of the tasks; in a regression the
+            number of outputs.
+        training: whether the learner will be trained. If false, only the evaluation split must have enough data, and
+            parameters do not start at closed-form estimates.
         restore: loads the weights of a trained learner, in place of pretraining; None: untrained weights.
 
     Raises:

@@ -71,7 +71,8 @@ def _signals_blocked() -> Iterator[None]:
 def start_worker() -> None:
     """Initialise a worker process. After SIGTERM, the worker starts no further job. SIGINT stays blocked.
 
-    On Ctrl-C the main process sends SIGTERM to its workers. A spawned process has the default settings of malloc.
+    On Ctrl-C the main process sends SIGTERM to its workers. A spawned process has the default settings of malloc, so
+    `keep_freed_memory` is called in each worker.
     """
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _start_no_further_job)
