@@ -1,4 +1,4 @@
-"""Case `slopes`: growth of the cost of a training step of sib with way, shot, query, features, inner steps and tasks."""
+"""Case `slopes`: growth of the cost of a step of sib with way, shot, query, features, inner steps and tasks."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ class CalibrationSettings:
     sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
     draws: int = 99  # number of posterior draws per task in simulation-based calibration
     rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration
-    prior: str = (
-        "auto"  # prior of the simulated weights: learned, simulator (of simulated data), auto (simulator if possible)
-    )
+    prior: str = "auto"  # prior of simulated weights: learned, simulator (of the data), auto (simulator, if any)
     noise: int = 0  # seed of all draws
 
     def check(self) -> None:

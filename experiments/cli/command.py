@@ -148,9 +148,9 @@ def _stoppable() -> Iterator[None]:
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:
-    """Write the settings of the run to the subfolder .hydra, while the folder is locked.
+    """Write the settings of the run to the subfolder .hydra of the locked folder.
 
-    Hydra itself would write the settings before the lock, and could overwrite the settings of another run.
+    Hydra itself would write them before the folder is locked, and could overwrite the settings of another run.
     """
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}

@@ -146,7 +146,8 @@ def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -
     if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
         raise UsageError(
             f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
-            f"train.num_tasks={config.train.num_tasks} and train.tasks_per_step={config.train.tasks_per_step}"
+            f"train.num_tasks={config.train.num_tasks} and train.tasks_per_step={config.train.tasks_per_step}; change "
+            "these settings, or set task.vary=false"
         )
 
 

@@ -26,7 +26,7 @@ _stopped = False  # True in a worker that must not start another job
 def run_grid(jobs: Sequence[Job], workers: int, title: str, advice: str) -> None:
     """Run every unfinished job in parallel worker processes.
 
-    First one job of each data set runs, and fills the caches that the other jobs read.
+    First one job of each data set and backbone runs, and fills the caches that the other jobs read.
 
     Args:
         jobs: the jobs; finished jobs are skipped.
