@@ -149,7 +149,10 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return the settings that define a row: without pretrain.seed; in a regression also without those for classes."""
+    """Return the settings that define a row, without pretrain.seed.
+
+    For a regression, all settings of pretraining and of classes are also left out.
+    """
     of_numbers = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
     idle = ("pretrain.seed",) if "accuracy" in run.per_task else of_numbers
     return {name: value for name, value in settings.items() if not name.startswith(idle)}

@@ -86,7 +86,7 @@ class RunTasks:
     def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
         """Return evaluation tasks with up to `most` additional classes, and the number of additional classes.
 
-        Each class has task.query queries. None: a regression, tasks with base classes, or a split without more classes.
+        Each class has task.query queries. None for a regression, with base classes, and if the split has no others.
         """
         shape = replace(self.config.task, unknown=0)
         if self.source.num_targets or shape.base_query:
