@@ -68,7 +68,7 @@ class EncodedSupport:
     """The support set of one task. The constructor checks it, and computes what does not depend on the queries:
 
     * the features of the support set, if they do not depend on the queries;
-    * the posterior, if neither the features nor the guide depend on the queries.
+    * the posterior, if neither the features nor the guide depends on the queries.
 
     Args:
         learner: the learner.
