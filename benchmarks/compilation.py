@@ -1,4 +1,4 @@
-"""Case 10: speed-up by train.compile=true, which compiles the networks of a learner that do not call Pyro."""
+"""Case `compiled`: speed-up by train.compile=true, which compiles the networks of a learner that do not call Pyro."""
 
 from __future__ import annotations
 

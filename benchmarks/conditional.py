@@ -1,4 +1,4 @@
-"""Case 4: training steps of mc and savi with 1 and 10 samples, compared with raw batched PyTorch."""
+"""Case `conditional`: training steps of mc and savi with 1 and 10 samples, compared with raw batched PyTorch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(guide: str, samples: int, number: int) -> dict[str, Callable[[], None]]:
-    """The variants. For savi, "learner" has the KL in closed form like the raw step; "learner, KL sampled" draws it."""
+    """Return the training step of each variant.
+
+    For savi, "raw batched" and "learner" compute the KL in closed form, "learner, KL sampled" from samples.
+    """
     data, raw = tasks(number), RawEncoder(FEATURES)
     loss = raw.mc_loss if guide == "mc" else raw.savi_loss
     objectives = OBJECTIVES[guide]

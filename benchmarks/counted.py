@@ -1,4 +1,4 @@
-"""`python -m benchmarks.counted FILE ARGUMENTS`: runs experiments.run, and writes its memory in use to FILE.
+"""`python -m benchmarks.counted FILE ARGUMENTS`: run experiments.run ARGUMENTS, and write its memory in use to FILE.
 
 The kernel reports more memory than is in use, since freed memory is not always returned to the kernel. Only the memory
 in use distinguishes a leak from fragmentation. FILE has one line: the bytes allocated by malloc (glibc 2.33 and later)
@@ -39,7 +39,7 @@ def _count(path: str) -> None:
 
 
 def memory_in_use() -> tuple[int, int]:
-    """Bytes allocated by malloc and not freed (heap and mapped), and the number of blocks of Python's allocator."""
+    """Return the bytes that malloc has allocated and not freed, and the number of blocks of Python's allocator."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Mallinfo2
     malloc = mallinfo2()

@@ -47,7 +47,7 @@ def table_of(name: str) -> Groups:
 
 
 def shares(table: Groups, effects: Tensor, true: MixedEffects, generator: Generator) -> dict[str, tuple[float, float]]:
-    """Coverage (plug-in, with errors) of each kind of interval; {} if the likelihood of the table has no maximum."""
+    """Compute the coverage (plug-in, with errors) of each kind of interval; {} if the likelihood has no maximum."""
     fitted, errors = table.estimates(), table.estimation_errors()
     if fitted is None or errors is None:
         return {}
@@ -120,7 +120,7 @@ def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
 
 
 def check_number(found: Sequence[object], what: str, of: int) -> None:
-    """Check that at least FEWEST of the likelihoods have a maximum, since the interval needs as many values."""
+    """Check that at least FEWEST likelihoods have a maximum. An interval cannot be computed from fewer values."""
     if len(found) < FEWEST:
         raise UsageError(
             f"expected a likelihood with a maximum in at least {FEWEST} of {of} {what}, got {len(found)}; train on "

@@ -1,4 +1,4 @@
-"""Case 2: evaluation of test tasks on features in memory, by learners, by raw batched PyTorch and task by task."""
+"""Case `evaluation`: evaluation of tasks on features, by learners, in raw batched PyTorch and task by task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(number: int) -> dict[str, Callable[[], object]]:
-    """The variants. Learners compute all scores and collapse metrics of `experiments.run`, the others only accuracy."""
+    """Return the evaluation by each variant.
+
+    Learners compute all scores and collapse metrics of `experiments.run`, the other variants only the accuracy.
+    """
     data, raw = tasks(number), RawSib(FEATURES, WAY, STEPS)
     episodes = data.episodes
 

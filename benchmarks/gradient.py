@@ -1,7 +1,8 @@
-"""Case 5: a second-order meta-step of maml and of llama.
+"""Case `gradient`: a second-order meta-step of maml and of llama.
 
-It is compared with the same step in raw batched PyTorch, and in a plain loop over tasks with autograd. A step consists
-of forward pass, backward pass and Adam on 25 sinusoids with 10 support points and 10 queries, with a network 1-40-40-1.
+The step is compared with the step of maml in raw batched PyTorch, and in a plain loop over tasks with autograd. A step
+consists of forward pass, backward pass and Adam on 25 sinusoids with 10 support points and 10 queries, with a network
+of layer sizes 1-40-40-1.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def tasks(number: int = TASKS) -> Episodes:
 
 
 def learner_step(episodes: Episodes, num_steps: int, guide: str = "maml") -> tuple[Step, list[Tensor]]:
-    """The training step of experiments.run on the device of the tasks, and its parameters."""
+    """Return the training step of experiments.run on the device of the tasks, and the trained parameters."""
     learner = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
@@ -63,7 +64,7 @@ def learner_step(episodes: Episodes, num_steps: int, guide: str = "maml") -> tup
 
 
 def network(weights: list[Tensor], x: Tensor) -> Tensor:
-    """Outputs of the network; weights: matrix and bias of each layer, with or without a leading axis of tasks."""
+    """Return the outputs; `weights`: matrix and bias of each layer, with or without a leading axis of tasks."""
     for i in range(0, len(weights), 2):
         x = x @ weights[i] + weights[i + 1]
         x = x.relu() if i < 4 else x
@@ -77,7 +78,7 @@ def initial(device: torch.device | str = "cpu") -> list[Tensor]:
 
 
 def adapt(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
-    """MAML's inner loop by autograd. Tasks do not interact, so the gradient of the summed loss is that of each task."""
+    """Run MAML's inner loop by autograd. Tasks do not interact, so one gradient of the summed loss serves all tasks."""
     for _ in range(num_steps):
         loss = (network(weights, x) - y).square().mean(-2).sum()
         gradients = torch.autograd.grad(loss, weights, create_graph=True)

@@ -60,12 +60,12 @@ class Row:
 def time_interleaved(
     ways: Mapping[str, Way], rounds: int, in_a_row: int = 1, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round.
+    """Measure the seconds of each variant in each round.
 
     Args:
         ways: the variants, by name.
         rounds: number of rounds.
-        in_a_row: number of repetitions of each variant within a round; repeated steps are realistic for training.
+        in_a_row: number of repetitions of each variant within a round. Training also repeats steps.
         clock: returns seconds; by default CPU time of this process. A clock for a GPU must wait until the GPU is idle.
     """
     names, seconds = list(ways), {name: [] for name in ways}
@@ -86,7 +86,7 @@ def time_interleaved(
 
 
 def ratios(seconds: Mapping[str, list[float]], way: str, against: str) -> Spread:
-    """Time of `way` divided by that of `against`, paired within rounds."""
+    """Return the time of `way` divided by that of `against`, paired within rounds."""
     return Spread.of([a / b for a, b in zip(seconds[way], seconds[against], strict=True)])
 
 
@@ -97,7 +97,7 @@ def rows_of(
     goals: Mapping[str, str] | None = None,
     per: float = 1.0,
 ) -> list[Row]:
-    """One row per variant, in milliseconds.
+    """Return one row per variant, in milliseconds.
 
     Args:
         case: what was measured.

@@ -1,4 +1,4 @@
-"""Case 7: memory that a training step of sib keeps for the backward pass, by number of tasks T and inner steps K."""
+"""Case `memory`: memory that a step of sib keeps for the backward pass, by number of tasks T and inner steps K."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _measure(number: int, steps: int) -> list[Row]:
 
 
 def kept_megabytes(loss: object, task_storages: set[int]) -> float:
-    """Megabytes of the distinct storages that autograd saves, without the storages of the tasks."""
+    """Return the megabytes of the distinct storages that autograd saves, without the storages of the tasks."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""python -m benchmarks.pooling [TABLE ...] [--seeds N]: compares partial pooling with the closed form on some tables.
+"""python -m benchmarks.pooling [TABLE ...] [--seeds N]: compare partial pooling with the closed form on some tables.
 
 A run learns from 60% of the groups of a table in METABAYES_DATA/groups, with the command of docs/own-data.md and no
 other setting. The other groups are predicted from three points each. There is one row per table and seed: metrics of
 the run / metrics of the closed form (maximum likelihood), on the same tasks, in standard deviations of the response.
-The names of the columns give the tolerances; * marks a metric outside. "by chance": 95% range of the coverage if the
-responses are drawn from the closed form, which is wide for few test groups.
+The names of the columns give the tolerances; * marks a metric out of tolerance. "by chance" is the 95% range of the
+coverage if the responses are drawn from the fitted model. The range is wide for few test groups.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TABLES = {
 
 
 def command(table: str, guide: str, seed: int, folder: Path) -> list[str]:
-    """The documented command; `seed` also chooses the test groups."""
+    """Return the arguments of the documented command; `seed` also chooses the test groups."""
     group, response, predictors, random = TABLES[table]
     path = data_file(f"groups/{table}.csv", "see docs/partial-pooling.md")
     columns = [f"data.group={group}", f"data.response={response}", f"data.predictors={predictors}"]
@@ -58,7 +58,7 @@ def _folder(folder: Path) -> str:
 
 
 def execute(name: str, *arguments: str) -> None:
-    """Run python -m experiments.NAME; its output is shown only if it fails."""
+    """Run python -m experiments.NAME. The output is shown only if the command fails."""
     done = subprocess.run(
         [sys.executable, "-m", f"pyro_metabayes.experiments.{name}", *arguments], capture_output=True, text=True
     )
@@ -97,7 +97,7 @@ def cell(run: float, closed_form: float, inside: bool) -> str:
 
 
 def parse_tables(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command that also takes names of tables, by default all."""
+    """Parse the options of a command that also takes names of tables, by default all tables."""
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"default: all of {', '.join(TABLES)}")
     options = parser.parse_args(arguments)
     if unknown := set(options.tables) - TABLES.keys():

@@ -1,4 +1,4 @@
-"""Case 13: what users wait for: predictions with draws, all scores of an evaluation, and `predict` of one task."""
+"""Case `prediction`: time of predictions with draws, of all scores of an evaluation, and of `predict` of one task."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _predictions(data: Tasks, size: Size) -> list[Row]:
 
 
 def _scores(size: Size) -> list[Row]:
-    """All scores and spreads of an evaluation except joint NLL. The goal is relative to the time of REFERENCE."""
+    """Time all scores and spreads of an evaluation except joint NLL. The goal is relative to the time of REFERENCE."""
     (number,) = size.tasks(32)
     data = tasks(number, features=FEATURES)
     episodes = data.episodes
@@ -88,7 +88,7 @@ def _one_task(size: Size) -> list[Row]:
 
 
 def _encoded_task(size: Size) -> list[Row]:
-    """`predict` of a task whose support set is encoded once, for guides whose posterior does not depend on queries."""
+    """Time `predict` of a task whose support set is encoded once, for inductive guides."""
     data = tasks(1, features=FEATURES)
     support = data.support.flatten(1, 2)[0].numpy(), data.episodes.support_y[0].numpy()
     query = data.query[0].numpy()
@@ -102,7 +102,7 @@ def _encoded_task(size: Size) -> list[Row]:
 
 
 def _inductive() -> dict[str, MetaLearner]:
-    """Learners that encode the support set once, by the name of the row."""
+    """Return learners with inductive guides, by the name of the row."""
     shared: dict[str, Any] = {"objective": "elbo", "input_shape": [FEATURES], "num_classes": WAY}
     points = {guide: MetaLearner.build("identity", guide, prior="flat", **shared) for guide in ("proto", "maml")}
     drawn = {
@@ -113,7 +113,7 @@ def _inductive() -> dict[str, MetaLearner]:
 
 
 def reference(data: Tasks) -> Way:
-    """The evaluation of the released code, one task at a time."""
+    """Return a function that evaluates the tasks like the released code, one at a time."""
     raw = RawSib(FEATURES, WAY, STEPS)
 
     def one_by_one() -> None:

@@ -1,4 +1,4 @@
-"""Case 15: tasks per second of a training step of sib in one process, and in two at once on two cores, by wall time."""
+"""Case `processes`: tasks per second of training steps of sib in one process, and in two at once, by wall time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TASKS, SECONDS = 64, 5.0
 
 
 def rows(size: Size) -> list[Row]:
-    """Rates of one process, and of two independent ones at once. The ratio of total rates is 2 on two idle cores."""
+    """Measure the rate of one process, and of two independent processes at once.
+
+    The ratio of total rates is 2 on two idle cores.
+    """
     (number,) = size.tasks(TASKS)
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(size.rounds(3)):

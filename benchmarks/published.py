@@ -1,4 +1,4 @@
-"""Case 12: training steps of sib with its default settings, compared with the released code.
+"""Case `published`: training steps of sib with its default settings, compared with the released code.
 
 The reference way computes like the released code: a point estimate, one task per step (`benchmarks/sib_raw.py`).
 """
@@ -23,7 +23,7 @@ REFERENCE = "reference way (ordered, delta)"
 
 
 def rows(size: Size) -> list[Row]:
-    """Milliseconds per task, and ratios to the time of the default."""
+    """Measure the milliseconds per task, and the ratios to the time of the default."""
     table = []
     for number in size.tasks(1, 8, 64):
         rounds, in_a_row = {1: (40, 4), 8: (24, 2)}.get(number, (12, 1))

@@ -1,4 +1,4 @@
-"""Case 14: FLOP/s of a training step of sib and of two of its matrix products, relative to a large matrix product."""
+"""Case `roofline`: FLOP/s of a training step of sib and of two of its matrix products, relative to a large product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDE = 1024
 
 
 def rows(size: Size) -> list[Row]:
-    """Rates relative to sgemm, the float32 product of two SIDE x SIDE matrices."""
+    """Measure rates relative to sgemm, the float32 product of two SIDE x SIDE matrices."""
     (number,) = size.tasks(64)
     side = 64 if size.toy else SIDE
     square = torch.randn(side, side)
@@ -42,7 +42,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def _operations(way: Way) -> float:
-    """Floating-point operations of the matrix products of one call."""
+    """Count the floating-point operations of the matrix products of one call."""
     with FlopCounterMode(display=False) as counter:
         way()
     return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Case 3: drawing 64 tasks from 100 classes of 600 images, compared with a loop over tasks, classes and images."""
+"""Case `sampling`: drawing 64 tasks from 100 classes of 600 images, compared with a loop over tasks and images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(per_class: int) -> dict[str, Callable[[], object]]:
-    """The variants. "loop over images" fills a tensor image by image and permutes it, as released code does."""
+    """Return the variants. "loop over images" fills a tensor image by image and permutes it, as released code does."""
     bank = _bank(per_class)
     draw = BankSampler(bank).sampler("train", TaskShape(WAY, SHOT, QUERY))
     generator, numbers = Generator().manual_seed(0), np.random.default_rng(0)
@@ -56,7 +56,7 @@ def ways(per_class: int) -> dict[str, Callable[[], object]]:
 
 
 def _bank(per_class: int) -> Bank:
-    """100 classes of random features, in every split."""
+    """Return a bank of 100 classes of random features. Every split has all classes."""
     return Bank(
         inputs=torch.randn(100 * per_class, FEATURES),
         class_sizes=torch.full((100,), per_class),
@@ -68,7 +68,13 @@ def _bank(per_class: int) -> Bank:
 def _one_task(
     images: Tensor, of_class: list[list[tuple[int, int]]], numbers: np.random.Generator
 ) -> tuple[Tensor, ...]:
-    """A permuted task, filled image by image; of_class: for each class, the indices of its images [100, N, D]."""
+    """Return a permuted task, filled image by image.
+
+    Args:
+        images: N feature vectors of size D per class [100, N, D].
+        of_class: for each class, the indices (class, number) of its vectors in `images`.
+        numbers: source of the random numbers.
+    """
     support, query = torch.empty(WAY * SHOT, FEATURES), torch.empty(WAY * QUERY, FEATURES)
     support_y, query_y = torch.empty(WAY * SHOT, dtype=torch.long), torch.empty(WAY * QUERY, dtype=torch.long)
     for c, label in enumerate(numbers.choice(len(of_class), WAY, replace=False)):

@@ -1,7 +1,7 @@
 """Long cases: cost of banks of ten million rows, tasks of a thousand classes, and a hundred thousand groups.
 
-Whole runs are measured in separate processes: peak anonymous memory, sampled every 0.2 seconds, and CPU time per step
-including logging. The rows are random noise, since their values do not affect the cost.
+Whole runs are measured in separate processes: peak anonymous memory, observed every 0.2 seconds, and CPU time per step
+including logging. The data are random, since their values do not affect the cost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WAYS = {"proto": (10, 100, 1000), "mc": (10, 100, 1000), "savi": (10, 100, 1000)
 
 
 def banks(size: Size) -> list[Row]:
-    """sib on a bank in memory (.npz), on a memory-mapped bank (a folder), and on that bank with a cold page cache."""
+    """Measure sib on a bank in memory (.npz), on a memory-mapped bank (a folder), and with a cold page cache."""
     table = []
     for number in (20 * CLASSES,) if size.toy else (10**5, 10**6, 10**7):
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def _forget(path: Path) -> None:
 
 
 def ways(size: Size) -> list[Row]:
-    """Memory of a run and time of a step by way: one task per step, 1 shot, 5 queries per class, 64 features."""
+    """Measure memory of a run and time of a step by way. A step has one 1-shot task with 5 queries per class."""
     table = []
     with tempfile.TemporaryDirectory() as folder:
         num_classes, path = 20 if size.toy else 1000, Path(folder) / "bank.npz"
@@ -97,7 +97,7 @@ def _steps_of(guide: str, way: int, size: Size) -> dict[str, list[float]]:
 
 
 def ragged(size: Size) -> list[Row]:
-    """Partial pooling with intercepts and slopes, for groups of 1 to 60 rows, nine on average; evaluates all groups."""
+    """Measure partial pooling with intercepts and slopes, for groups of 1 to 60 rows, about nine on average."""
     table = []
     for number in (100,) if size.toy else (1_000, 10_000, 100_000):
         with tempfile.TemporaryDirectory() as folder:

@@ -56,7 +56,7 @@ def tasks(
     features: int = FEATURES,
     device: torch.device | str = "cpu",
 ) -> Tasks:
-    """Tasks with random class means, unit noise and a ReLU: the simulated features of docs/results.md."""
+    """Draw tasks with random class means, unit noise and a ReLU, as data=gaussian_features does."""
     means = 0.3 + 0.27 * torch.randn(number, way, 1, features, device=device)
     support, queries = (
         functional.normalize((means + torch.randn(number, way, n, features, device=device)).relu(), dim=-1)
@@ -66,7 +66,7 @@ def tasks(
 
 
 def _labels(number: int, way: int, per_class: int, device: torch.device | str) -> Tensor:
-    """Class-ordered labels [T, C * per_class]."""
+    """Return class-ordered labels [T, C * per_class]."""
     return torch.arange(way, device=device).repeat_interleave(per_class).expand(number, -1).contiguous()
 
 
@@ -82,7 +82,7 @@ def learner(
     device: torch.device | str = "cpu",
     head: str = "Cosine",
 ) -> MetaLearner:
-    """A few-shot classifier on features; of_guide, of_objective: settings of guide and objective."""
+    """Build a few-shot classifier on features; of_guide, of_objective: settings of guide and objective."""
     module = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
@@ -100,7 +100,7 @@ def learner(
 
 
 def make_step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:
-    """A meta-step: zero_grad, forward and backward pass, and a step of SGD with Nesterov momentum, or of Adam."""
+    """Return a training step: forward and backward pass, and a step of SGD with Nesterov momentum, or of Adam."""
     trainable = [value for value in parameters if value.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(trainable, lr=1e-6, momentum=0.9, nesterov=True)
     if adam:

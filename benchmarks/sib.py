@@ -1,4 +1,4 @@
-"""Case 1: a training step of sib with a delta posterior, by the learner, in raw PyTorch and as in the released code."""
+"""Case `sib`: a training step of sib (delta posterior), by the learner, in raw PyTorch and as in the released code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(number: int) -> dict[str, Callable[[], None]]:
-    """The three variants of a training step, with the same tasks and the same objective."""
+    """Return the three variants of a training step, with the same tasks and the same objective."""
     data, module, raw = tasks(number), learner("sib", "Gaussian", of_guide={"posterior": "delta"}), _raw()
     episodes, reference_raw = data.episodes, _raw()
     return {
@@ -34,7 +34,7 @@ def _raw() -> RawSib:
 
 
 def reference(raw: RawSib, data: Tasks) -> Callable[[], None]:
-    """One step per task, each on one task, as in the released code."""
+    """Return a function that takes one training step on each task in turn, as the released code does."""
     steps_of_tasks = [
         make_step(raw.parameters(), lambda t=t: raw.one_loss(data.support[t], data.query[t], data.labels[t]))
         for t in range(len(data.query))

@@ -28,12 +28,12 @@ class Net(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
 
     def of_one(self, logits: Tensor) -> Tensor:
-        """xi for one task, logits [Q, C] -> [Q, C]."""
+        """Compute xi [Q, C] from the logits [Q, C] of one task."""
         x = self.norms[0](self.inputs(logits).relu())
         return self.outputs(self.norms[1](self.hidden(x).relu()))
 
     def of_all(self, logits: Tensor) -> Tensor:
-        """xi for all tasks, logits [T, Q, C] -> [T, Q, C]."""
+        """Compute xi [T, Q, C] from the logits [T, Q, C] of all tasks."""
         x = logits
         for layer, norm in zip((self.inputs, self.hidden), self.norms, strict=True):
             x = layer(x).relu().mT
@@ -57,7 +57,7 @@ class RawSib(nn.Module):
         return torch.distributions.Normal(self.loc, self.log_scale.exp()).log_prob(w).sum()
 
     def adapted(self, support: Tensor, query: Tensor) -> Tensor:
-        """theta^K [T, C, D] of all tasks; support [T, C, shot, D] and query [T, Q, D] of unit length."""
+        """Compute theta^K [T, C, D] of all tasks; support [T, C, shot, D] and query [T, Q, D] have unit length."""
         w = self.start * support.mean(2)
         for _ in range(self.num_steps):
             inverse = 1 / w.norm(dim=-1, keepdim=True)
@@ -77,7 +77,7 @@ class RawSib(nn.Module):
         return (nll - self._log_prior(w)) / len(query)
 
     def one_adapted(self, support: Tensor, query: Tensor) -> Tensor:
-        """theta^K [1, C, D] of one task in the reference way, with a leading axis of size 1."""
+        """Compute theta^K [1, C, D] of one task in the reference way; support [C, shot, D] and query [Q, D]."""
         num_classes, shot, _ = support.shape
         shots = functional.normalize(support.flatten(0, 1).unsqueeze(0), dim=-1)
         labels = torch.arange(num_classes).repeat_interleave(shot).view(1, -1, 1)
@@ -90,7 +90,7 @@ class RawSib(nn.Module):
         return w
 
     def one_logits(self, w: Tensor, query: Tensor) -> Tensor:
-        """Logits [Q, C] of one task in the reference way."""
+        """Compute the logits [Q, C] of one task in the reference way, for w [1, C, D] and query [Q, D]."""
         features, weights = functional.normalize(query.unsqueeze(0), dim=-1), functional.normalize(w, dim=-1)
         cosine = torch.baddbmm(self.bias.view(1, 1, 1), features, weights.transpose(1, 2))
         return (self.scale * cosine).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Case 9: how the cost of a training step of sib grows with way, shot, query, features, inner steps and tasks."""
+"""Case `slopes`: growth of the cost of a step of sib with way, shot, query, features, inner steps and tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ NAMES = {"number": "tasks T", "features": "features D", "num_steps": "inner step
 
 
 def rows(size: Size) -> list[Row]:
-    """Milliseconds for each value of one setting, others as in BASE. "power": growth exponent at the last doubling."""
+    """Measure the milliseconds for each value of one setting, with the other settings in BASE.
+
+    "power" is the growth exponent at the last doubling.
+    """
     table = []
     for name, values in SWEPT.items():
         values = values[:2] if size.toy else values

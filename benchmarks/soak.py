@@ -1,4 +1,4 @@
-"""Long case: memory over time in a hundred thousand steps on small tasks.
+"""Long case `soak`: memory over time in a hundred thousand steps on small tasks.
 
 `experiments.run` runs in a separate process, with logging, validation and checkpoints. After the first tenth of the
 steps, the slopes of anonymous memory, of memory in use and of the number of Python blocks are estimated. Their 95%
@@ -54,7 +54,7 @@ def _measure(name: str, settings: Sequence[str], steps: int) -> list[Row]:
 
 
 def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
-    """Slope by least squares, with a 95% interval by the jackknife over STRETCHES parts of the observations."""
+    """Estimate the slope by least squares, with a 95% interval by the jackknife over STRETCHES parts of the values."""
     x, y, places = np.array(steps), np.array(values), np.arange(len(steps))
     full_slope = float(np.polyfit(x, y, 1)[0])
     kept = [np.delete(places, left_out) for left_out in np.array_split(places, STRETCHES)]

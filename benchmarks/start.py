@@ -1,4 +1,4 @@
-"""Case 8: CPU time of a cold start: imports, --help, an error of the settings, the first line of a run."""
+"""Case `start`: CPU time of a cold start: imports, --help, an error of the settings, the first line of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def seconds(way: str) -> float:
-    """CPU seconds of a Python process, user and system; of a run until its first line."""
+    """Measure the CPU seconds (user and system) of a Python process; those of a run until its first line."""
     with tempfile.TemporaryDirectory() as folder:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Training steps of transductive guides for any number of classes, compared with the published network of sib."""
+"""Case `transductive`: training steps of transductive guides, compared with the published network of sib."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _learners(way: int) -> dict[str, MetaLearner]:
 
 
 def _measure(number: int, way: int, size: Size, goal: str) -> list[Row]:
-    """One training step of `number` 1-shot tasks with 15 queries per class."""
+    """Measure one training step of `number` 1-shot tasks with 15 queries per class."""
     episodes = tasks(number, way=way, features=NUM_FEATURES).episodes
     ways: dict[str, Callable[[], None]] = {
         name: make_step(module.parameters(), lambda module=module: module(episodes)["loss"])

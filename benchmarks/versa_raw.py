@@ -26,11 +26,11 @@ class RawEncoder(nn.Module):
         self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
 
     def encoded(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale [T, C, D] of the weights, from class means [T, C, D]."""
+        """Compute loc and scale [T, C, D] of the weights from class means [T, C, D]."""
         return mean + self.loc(mean), self.log_scale(mean).clamp(-10, 4).exp()
 
     def log_likelihood(self, loc: Tensor, scale: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-        """log p(y_i | x_i, w_l) [T, L, Q] of the queries x [T, Q, D], their labels [T, Q]."""
+        """Compute log p(y_i | x_i, w_l) [T, L, Q] of the queries x [T, Q, D] with labels [T, Q], for L draws w_l."""
         num_tasks, num_classes, num_features = loc.shape
         noise = torch.randn(num_tasks, samples, num_classes, num_features, device=loc.device)
         w = loc.unsqueeze(1) + scale.unsqueeze(1) * noise
@@ -40,7 +40,7 @@ class RawEncoder(nn.Module):
         return (logits.gather(2, index) - logits.logsumexp(2, keepdim=True)).squeeze(2)
 
     def savi_loss(self, support: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-        """Loss with KL weight 1; support [T, C, shot, D]. Queries x are class-ordered, with equal counts per class."""
+        """Compute the loss with KL weight 1; support [T, C, shot, D]. Queries are class-ordered and balanced."""
         queries = x.unflatten(1, (support.shape[1], -1))
         pooled = torch.cat((support, queries), dim=2).mean(2)
         loc, scale = self.encoded(support.mean(2))

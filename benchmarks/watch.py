@@ -1,4 +1,4 @@
-"""Runs a training in a separate process, and reads its memory from the (Linux) kernel during the run."""
+"""Runs a training in a separate process, and reads the memory of the process from the Linux kernel during the run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class WatchedRun:
 
     @property
     def most(self) -> float:
-        """Peak anonymous memory in MB; it excludes pages of files, which the kernel may drop."""
+        """Peak anonymous memory in MB, without pages of files, which the kernel may drop."""
         return max(look.own for look in self.looks) / MEGABYTE
 
     @property
@@ -104,7 +104,7 @@ def _look(process: int, metrics: Path, counts: Path) -> Look | None:
 
 
 def _last_step(metrics: Path) -> int:
-    """The step of the last complete line; 0 if there is none."""
+    """Return the step of the last complete line of metrics.jsonl; 0 if there is none."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - 8192))

@@ -1,9 +1,9 @@
 """python -m experiments.ablate guide=sib: ablations of a guide, one change at a time.
 
-Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run. The label of a row states the difference from the
-first row. Some learners are also evaluated under other settings (imbalanced or larger query sets). Finished runs are
-kept, so the same command continues an interrupted ablation. The command writes table.md, table.csv, ablation.png and
-query_sets.png.
+Each row of conf/ablate/guide/NAME.yaml lists settings of experiments.run, with one run per seed. The label of a row
+states the difference from the first row. Some learners are also evaluated under other settings, such as imbalanced or
+larger query sets. Finished runs are kept, so the same command continues an interrupted ablation. The command writes
+table.md, table.csv, ablation.png and, for the other query sets, query_sets.png.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from pyro_metabayes.experiments.studies.tables import commands
 
 COLUMNS = ("NLL", "ECE", "KL", "prior")  # columns taken from the table of experiments.compare
 NOTE = (
-    "The label of a row states its difference from the first row. Gains over the first row are paired: both are "
-    "evaluated on the same tasks under the same settings. A dash means that the tasks differ."
+    "The label of a row states its difference from the first row. Gains over the first row are paired: both learners "
+    "are evaluated on the same tasks, the first with the guide settings of its training. A dash means that the first "
+    "learner was not evaluated on these tasks."
 )
 
 
@@ -91,7 +92,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
     Args:
         entry: the row of the study with its results.
-        base: runs of the first row of the study. The gain compares `entry` with these runs, on the same tasks.
+        base: evaluations of the first row of the study. The gain is over the evaluation on the same tasks.
     """
     cells = scores_row("", "", entry.runs)
     gain = differences_row("", "", entry.runs, base)["accuracy gain, points"]
@@ -140,7 +141,7 @@ def draw_changes(entries: Sequence[ScoredRow], path: Path) -> Path:
 
 
 def draw_query_sets(entries: Sequence[ScoredRow], path: Path) -> Path:
-    """Plot the accuracy of each learner on each query set of the evaluations, one colour per learner, and save it."""
+    """Plot the accuracy of each learner on each query set, with one colour per learner, and save the plot."""
     sets = list(dict.fromkeys(map(_query_set, entries)))
     learners = list(dict.fromkeys(entry.row for entry in entries))
     figure, (axis,) = new_figure(1)

@@ -52,7 +52,8 @@ class FamilyStudy:
         setup = restore_run(folder, self.config)
         source = setup.tasks.source
         if not isinstance(source, SineAndLine):
-            raise UsageError(f"expected a run on data=sine_and_line, got data={self.config.choices.get('data')}")
+            got = f"data={self.config.choices.get('data')}"
+            raise UsageError(f"expected a run on data=sine_and_line, got {got}; give another RUN_DIR")
         self.source = replace(source, fewest=0)
         self.learner = setup.learner
 
@@ -94,9 +95,8 @@ def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict
         for number in range(blocks):
             observed, truth = study.block(number, shot)
             sampled = study.functions(observed, samples)
-            family = family_of(GRID, sampled)  # [L, T]
-            share = as_double(family).mean(0)
-            lines.append(share)
+            family = family_of(GRID, sampled)  # [samples, tasks], 1 for a line
+            lines.append(share := as_double(family).mean(0))
             own.append(as_double(family == truth.family).mean(0))
             both.append(as_double((share >= BOTH) & (share <= 1 - BOTH)))
             error.append((sampled.mean(0) - truth(observed.query_x).squeeze(-1)).square().mean(-1))

@@ -25,8 +25,8 @@ from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands
 
-OTHERS = {"of mean weights": "accuracy_of_mean", "of one draw": "accuracy_of_sample"}  # title: accuracy
-DIGITS = {  # of the columns with values of `information` in results.json
+OTHERS = {"of mean weights": "accuracy_of_mean", "of one draw": "accuracy_of_sample"}  # title: key of results.json
+DIGITS = {  # number of decimals of each value of `information` in results.json that is a column
     "prior": 1,
     "refitted_prior": 1,
     "other_tasks": 1,
@@ -36,7 +36,7 @@ DIGITS = {  # of the columns with values of `information` in results.json
     "bound": 1,
     "tightness": 4,
 }
-# title of a panel: its metric, with the half width of the 95% interval over tasks if there is one
+# Title of a panel: function that returns the metric of runs, and the half width of its 95% interval over tasks or None.
 PANELS: dict[str, Callable[[Sequence[Run]], Any]] = {
     "KL(q, p_psi), nats per task": lambda runs: (mean_of(runs, "prior"), None),
     "KL to q of the second set, nats per task": lambda runs: (mean_of(runs, "second_set"), None),

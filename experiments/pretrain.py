@@ -27,7 +27,7 @@ from pyro_metabayes.experiments.runs.results import commit, versions
 from pyro_metabayes.pretraining import PretrainedFeatures, PrototypeScore, pretrain
 from pyro_metabayes.storage.checkpoint import write_atomically
 
-SHOTS = (1, 5)
+SHOTS = (1, 5)  # numbers of shots of the 5-way validation tasks that class means classify
 
 
 def bank_of(config: Config) -> Bank:

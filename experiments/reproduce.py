@@ -35,7 +35,7 @@ INTERVALS = (
     "95% intervals: those of the accuracies are over tasks, given backbones and classes; those of 'ours, over runs' "
     "are over training runs (Student's t over backbones, or over seeds if all runs share one backbone)."
 )
-EMPTY = dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": "not run", "seeds": "-", "seconds": "-"}  # no runs
+EMPTY = dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": "not run", "seeds": "-", "seconds": "-"}
 
 
 @dataclass

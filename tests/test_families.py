@@ -132,6 +132,6 @@ def test_the_families_of_a_run_are_counted_and_drawn() -> None:
 
 @pytest.mark.usefixtures("in_folder")
 def test_families_of_other_data_are_refused(finished: Path) -> None:
-    expected = "expected a run on data=sine_and_line, got data=features"
+    expected = "expected a run on data=sine_and_line, got data=features; give another RUN_DIR"
     assert call("families", str(finished)).error == expected
     assert "got no folder nowhere; fix the path" in call("families", "nowhere").error

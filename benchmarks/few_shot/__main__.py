@@ -35,7 +35,7 @@ REFERENCE = "class_means"
 
 
 def grid_cells() -> tuple[Cell, ...]:
-    """Cells of the grid. The marginal `absent` is used for tasks with at least ABSENT_FROM classes."""
+    """Return the cells of the grid. Only tasks with at least ABSENT_FROM classes have the marginal `absent`."""
     cells = (Cell(way, shot, marginal) for way, marginal, shot in product(WAYS, GRID_MARGINALS, SHOTS))
     return tuple(cell for cell in cells if cell.marginal != "absent" or cell.way >= ABSENT_FROM)
 
@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _added(options: argparse.Namespace) -> list[Method]:
-    """The methods given by --learner, --classifier and --function."""
+    """Return the methods that --learner, --classifier and --function name."""
     return [
         *map(Checkpoint.parse, options.learner),
         *map(Classifier.parse, options.classifier),
@@ -86,7 +86,7 @@ def _added(options: argparse.Namespace) -> list[Method]:
 
 
 def _results(options: argparse.Namespace, methods: Sequence[Method]) -> Iterator[list[Result]]:
-    """The results of every bank and cell, printed as they are found."""
+    """Print and yield the results of each bank and cell."""
     toy = ("simulated",)
     tuning = Tuning(toy, tasks=2) if options.toy else Tuning()
     comparison = Comparison(methods, options.tasks or (2 if options.toy else 300), options.seed, tuning)
@@ -107,7 +107,7 @@ def _print_grid(results: Sequence[Result], added: Sequence[str]) -> None:
 
 
 def _write(path: Path, results: Sequence[Result], options: argparse.Namespace) -> None:
-    """The results as JSON, with the machine, the versions and the seed."""
+    """Write the results as JSON, with the machine, the versions and the seed."""
     machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
     versions = {"torch": torch.__version__, "pyro": pyro.__version__, "seed": options.seed}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 @cache
 def source_of(name: str) -> Source:
-    """The source of tasks of a bank. The bank is built if it is not in the cache.
+    """Return the source of tasks of a bank. The bank is built if it is not in the cache.
 
     Raises:
         UsageError: no bank has this name, or data or packages that the bank needs are not found.
@@ -56,7 +56,7 @@ def source_of(name: str) -> Source:
 def _bank(
     name: str, settings: Mapping[str, object], make: Callable[[], tuple[np.ndarray, np.ndarray]], split: str = "test"
 ) -> Bank:
-    """The bank of the features [N, D] and class names [N] that `make` returns. All classes are in one split."""
+    """Return the bank of the features [N, D] and class names [N] that `make` returns. All classes are in one split."""
 
     def arrays() -> Arrays:
         features, labels = make()
@@ -68,20 +68,20 @@ def _bank(
 
 
 def unit_length(features: np.ndarray) -> np.ndarray:
-    """Rows of unit length in float32; a row of zeros is unchanged."""
+    """Scale the rows to unit length, in float32; a row of zeros is unchanged."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 def _of_split(bank: Bank, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of a split, and the names of their classes."""
+    """Return the inputs of a split, and the names of their classes."""
     rows = bank.rows(split)
     names = np.array(bank.class_names)[bank.labels[rows].numpy()]
     return bank.in_memory[rows].numpy(), names
 
 
 def first_rows(labels: np.ndarray, number: int) -> np.ndarray:
-    """The first `number` rows of each class, sorted by class."""
+    """Return the indices of the first `number` rows of each class, sorted by class."""
     return np.concatenate([np.flatnonzero(labels == label)[:number] for label in np.unique(labels)])
 
 
@@ -130,7 +130,7 @@ def _usps(features: Features) -> Bank:
 
 
 def _omniglot_test(features: Features) -> Bank:
-    """Alphabets of the test split that have no character in the training split."""
+    """Return the bank of the characters of test alphabets without a character in the training split."""
 
     def make() -> tuple[np.ndarray, np.ndarray]:
         images, names = _of_split(omniglot.load(rotations="none"), "test")
@@ -142,7 +142,7 @@ def _omniglot_test(features: Features) -> Bank:
 
 
 def alphabet_of(character: str) -> str:
-    """The alphabet of `alphabet/character`."""
+    """Return the alphabet of a class name `alphabet/character`."""
     return character.partition("/")[0]
 
 

@@ -23,7 +23,7 @@ class Comparison:
     """Comparison of methods on the same tasks.
 
     Attributes:
-        methods: the methods. Differences are to the first method.
+        methods: the methods. Differences are to the first method that has a result.
         tasks: number of tasks per bank and cell.
         seed: seed of the tasks.
         tuning: the tasks on which settings are chosen.
@@ -35,7 +35,7 @@ class Comparison:
     tuning: Tuning
 
     def results(self, bank: str, cell: Cell) -> list[dict[str, Any]]:
-        """One result per method: bank, way, shot, marginal, method, scores and milliseconds of CPU per task.
+        """Return one result per method: bank, way, shot, marginal, method, scores and milliseconds of CPU per task.
 
         If a method raises a UsageError for a bank, the message is printed and the method has no result.
         """
@@ -54,7 +54,7 @@ class Comparison:
 
     @torch.no_grad()
     def _scores(self, method: Method, bank: str, cell: Cell) -> tuple[Scores, float]:
-        """Scores, and CPU seconds of the predictions. The time to choose settings is not included."""
+        """Return the scores, and the CPU seconds of the predictions without the time to choose settings."""
         row = method.row(source_of(bank).input_shape[0], cell, self.tuning)
         parts, seconds = [], 0.0
         for episodes in batches(stream_of(bank, cell, self.seed), self.tasks):

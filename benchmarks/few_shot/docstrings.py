@@ -26,16 +26,16 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages, on which the texts depend."""
+    """Return the versions of the packages, on which the texts depend."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def texts_of_modules(packages: tuple[str, ...] = tuple(PACKAGES.values())) -> dict[str, list[str]]:
-    """LEAST to MOST different texts of each module, for at most MODULES modules of a package.
+    """Return LEAST to MOST different texts of each module, for at most MODULES modules of a package.
 
     A text is the beginning of a docstring of a function, method or class, without line breaks. The modules of a package
-    are evenly spaced among those with enough texts, in alphabetical order. A text belongs to the first module that has
-    it.
+    are evenly spaced among those with at least LEAST texts, in alphabetical order. A text of several modules belongs to
+    the first of them.
     """
     seen: set[str] = set()
     chosen = {}
@@ -60,7 +60,7 @@ def _modules(package: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The texts of one file; none if the file cannot be parsed."""
+    """Yield the texts of one file; none if the file cannot be parsed."""
     try:
         with warnings.catch_warnings(action="ignore"):  # warnings about escapes in strings
             tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -10,22 +10,22 @@ SMALL = 1e-6  # keeps the norm of an empty block positive
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Pixels [N, H * W] in [0, 1] of images [N, H, W] with values from 0 to 255."""
+    """Return the pixels [N, H * W] in [0, 1] of images [N, H, W] with values from 0 to 255."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 def projected(images: np.ndarray, num_features: int = 128, seed: int = 0) -> np.ndarray:
-    """Gaussian random projections [N, num_features] of the pixels."""
+    """Return Gaussian random projections [N, num_features] of the pixels of images [N, H, W]."""
     rows = pixels(images)
     matrix = np.random.default_rng(seed).standard_normal((rows.shape[1], num_features), dtype=np.float32)
     return rows @ matrix
 
 
 def gradient_histograms(images: np.ndarray) -> np.ndarray:
-    """Histograms of oriented gradients [N, blocks * 4 * 9] (Dalal and Triggs 2005).
+    """Compute histograms of oriented gradients [N, blocks * 4 * 9] (Dalal and Triggs 2005).
 
-    A cell has 4 x 4 pixels. A block has 2 x 2 cells, and its histogram has unit length. Gradients are unsigned. Each is
-    divided between the two nearest of nine orientations.
+    A cell has 4 x 4 pixels. A block has 2 x 2 cells, and the histogram of a block has unit length. Gradients are
+    unsigned. The length of a gradient is divided between the two nearest of nine orientations.
 
     Args:
         images: [N, H, W], H and W multiples of 4.
@@ -46,6 +46,6 @@ def gradient_histograms(images: np.ndarray) -> np.ndarray:
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 images [N, H, W] as [N, side, side]."""
+    """Resize uint8 images [N, H, W] to [N, side, side]."""
     square = [Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS) for image in images]
     return np.stack([np.asarray(image) for image in square])

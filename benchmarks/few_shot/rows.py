@@ -31,7 +31,10 @@ class Method(Protocol):
     def name(self) -> str: ...
 
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
-        """The predictor for features of this dimension and tasks of this cell. Settings may be chosen on `tuning`."""
+        """Return the predictor for features of this dimension and tasks of this cell.
+
+        Settings may be chosen on the tasks `tuning`.
+        """
         ...
 
 
@@ -51,7 +54,10 @@ class Checkpoint:
         return cls(" ".join([Path(path).name, *changes]), Path(path), settings)
 
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
-        """The predictor of the learner, rebuilt for this dimension and way. Its weights must not depend on these."""
+        """Return the predictor of the learner, rebuilt for this dimension and way.
+
+        The shapes of the weights must not depend on dimension and way.
+        """
         saved = MetaLearner.load(self.path)
         specification = deepcopy(saved.specification)
         specification |= {"input_shape": [num_features], "num_classes": cell.way}

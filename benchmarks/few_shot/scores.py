@@ -24,7 +24,7 @@ class Scores:
 
     @classmethod
     def of(cls, log_probs: Tensor, episodes: Episodes) -> Self:
-        """Scores of log probabilities [T, Q, C]."""
+        """Compute the scores of predicted log probabilities [T, Q, C]."""
         labels, mask = episodes.query_y, episodes.query_mask
         hits = (log_probs.argmax(-1) == labels).to(log_probs.dtype)
         log_prob = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
@@ -35,7 +35,7 @@ class Scores:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("accuracy", "nll", "bins")))
 
     def summary(self, reference: Self) -> dict[str, Any]:
-        """Means and half widths of 95% intervals; differences are paired with the reference, task by task."""
+        """Return means and half widths of 95% intervals of the scores, and of paired differences to the reference."""
         values = {
             "accuracy": Estimate.over_tasks(self.accuracy.double()),
             "nll": Estimate.over_tasks(self.nll.double()),

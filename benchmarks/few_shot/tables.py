@@ -10,17 +10,18 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.tables import markdown_table
 
 Result = dict[str, Any]
-POINTS, NATS = -0.003, 0.01  # a method is worse in a cell if its paired interval lies beyond the limit
-COLUMNS = 4  # banks in one table of a page
+# A method is worse in a cell if its paired interval of accuracy lies below POINTS, or that of the NLL above NATS.
+POINTS, NATS = -0.003, 0.01
+COLUMNS = 4  # largest number of banks in one table of a page
 
 
 def table_of(results: Sequence[Result]) -> str:
-    """The methods of one bank and cell, with differences to the first."""
+    """Return the table of the methods for one bank and cell, with differences to the first method."""
     return f"{results[0]['bank']}, {cell_of(results[0])}\n{text_table([row_of(result) for result in results])}"
 
 
 def row_of(result: Result) -> dict[str, str]:
-    """The scores of a method with 95% intervals, as text. Differences are to the first method of the comparison."""
+    """Format the scores of a method with 95% intervals. Differences are to the first method of the comparison."""
     return {
         "method": result["method"],
         "accuracy": interval(result["accuracy"], 1, 100),
@@ -33,7 +34,7 @@ def row_of(result: Result) -> dict[str, str]:
 
 
 def page_of(results: Sequence[Result], methods: Sequence[str]) -> str:
-    """Markdown tables of accuracy (per cent) and NLL (nats) of these methods by bank. A table has at most 4 banks."""
+    """Return Markdown tables of accuracy (per cent) and NLL (nats) by method and bank, at most 4 banks per table."""
     parts = []
     for cell in dict.fromkeys(map(cell_of, results)):
         here = {(result["bank"], result["method"]): result for result in results if cell_of(result) == cell}
@@ -54,7 +55,7 @@ def _short(result: Result) -> str:
 
 
 def interval(value: dict[str, float], digits: int, factor: float = 1.0) -> str:
-    """Mean +- half width of the 95% interval."""
+    """Format a mean and the half width of its 95% interval, multiplied by `factor`."""
     return f"{factor * value['mean']:.{digits}f} +- {factor * value['ci95']:.{digits}f}"
 
 
@@ -63,19 +64,22 @@ def cell_of(result: Result) -> Cell:
 
 
 def less_accurate(result: Result) -> bool:
-    """Whether the paired interval of the accuracy lies wholly below -0.3 points."""
+    """Return whether the paired interval of the accuracy lies wholly below -0.3 percentage points."""
     difference = result["accuracy_difference"]
     return difference["mean"] + difference["ci95"] < POINTS
 
 
 def less_likely(result: Result) -> bool:
-    """Whether the paired interval of the negative log-likelihood lies wholly above +0.01 nats."""
+    """Return whether the paired interval of the negative log-likelihood lies wholly above +0.01 nats."""
     difference = result["nll_difference"]
     return difference["mean"] - difference["ci95"] > NATS
 
 
 def summary_of(results: Sequence[Result]) -> str:
-    """Table of all methods: number of cells in which a method is worse than the reference, and mean differences."""
+    """Return a table by bank and method: number of cells in which the method is worse, and mean differences.
+
+    Differences are to the first method of the comparison.
+    """
     rows = []
     for bank in dict.fromkeys(result["bank"] for result in results):
         for method in dict.fromkeys(result["method"] for result in results):
@@ -99,7 +103,10 @@ def _counts(cells: Sequence[Result]) -> dict[str, str]:
 
 
 def grid_of(results: Sequence[Result], bank: str, method: str) -> str:
-    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks a cell in which it is worse."""
+    """Return a table of the differences of accuracy (points) and NLL (nats) of one method, by cell.
+
+    ! marks a difference by which the method is worse.
+    """
     cells = {cell_of(result): result for result in results if (result["bank"], result["method"]) == (bank, method)}
     rows = []
     for way, marginal in dict.fromkeys((cell.way, cell.marginal) for cell in cells):

@@ -40,7 +40,7 @@ class Cell:
         return f"{self.way}-way {self.shot}-shot, {self.marginal}"
 
     def shape(self, query: int) -> TaskShape:
-        """The shape of the tasks, with `query` queries per class on average."""
+        """Return the shape of the tasks, with `query` queries per class on average; `absent` has none of one class."""
         if self.marginal not in MARGINALS:
             raise UsageError(f"expected a class marginal of {', '.join(MARGINALS)}, got '{self.marginal}'")
         if self.marginal == "absent":
@@ -51,7 +51,7 @@ class Cell:
 
 
 def stream_of(name: str, cell: Cell, seed: int) -> TaskStream:
-    """The tasks of a bank: the test split, or the training split of a tuning bank.
+    """Return the tasks of a cell from a bank: from the test split, or from the training split of a tuning bank.
 
     Raises:
         UsageError: the bank has too few classes, or classes that are too small.
@@ -61,7 +61,7 @@ def stream_of(name: str, cell: Cell, seed: int) -> TaskStream:
 
 
 def _queries(name: str, source: Source, split: str, cell: Cell) -> int:
-    """Number of queries per class: fewer if the classes of a tuning bank are small."""
+    """Return the number of queries per class. It is smaller for Omniglot and for tuning banks with small classes."""
     if name.startswith("omniglot_"):
         return CHARACTER
     if not (isinstance(source, BankSampler) and split == "train"):
@@ -71,7 +71,7 @@ def _queries(name: str, source: Source, split: str, cell: Cell) -> int:
 
 
 def batches(stream: TaskStream, number: int) -> Iterator[Episodes]:
-    """Tasks 0, ..., number - 1, in batches that fit the memory."""
+    """Yield the tasks 0, ..., number - 1, in batches of at most 64 tasks that fit the memory."""
     first = stream.batch(0, 1)
     points = first.support_x.shape[1] + first.query_x.shape[1]
     size = max(1, min(64, NUMBERS // (points * first.query_x.shape[2])))
@@ -80,7 +80,7 @@ def batches(stream: TaskStream, number: int) -> Iterator[Episodes]:
 
 
 def has_tasks(name: str, cell: Cell) -> bool:
-    """Whether the classes of a bank suffice for the tasks of a cell."""
+    """Return whether the classes of a bank suffice for the tasks of a cell."""
     try:
         stream_of(name, cell, 0)
     except UsageError:

@@ -35,7 +35,10 @@ class Tuning:
     seed: int = 0
 
     def answers(self, row_of: Callable[[int, Cell], Row], cells: Sequence[Cell]) -> list[Answers]:
-        """Answers on every bank and cell. `row_of` returns the predictor for a dimension and a cell."""
+        """Return log probabilities and labels for every cell and bank with tasks of the cell.
+
+        `row_of` returns the predictor for a dimension and a cell.
+        """
         pairs = [(bank, cell) for cell in cells for bank in self.banks if has_tasks(bank, cell)]
         return [self._answers(row_of(source_of(bank).input_shape[0], cell), bank, cell) for bank, cell in pairs]
 
@@ -49,18 +52,18 @@ class Tuning:
 
 
 def tempered(log_probs: Tensor, inverse: float) -> Tensor:
-    """log softmax(inverse * log p) [..., C]: decisions stay, confidence changes."""
+    """Compute log softmax(inverse * log p) [..., C]. The most probable class remains the same."""
     return (inverse * log_probs).log_softmax(-1)
 
 
 def mean_nll(answers: Sequence[Answers], inverse: float) -> float:
-    """Mean over banks of the negative log-likelihood, in nats per query."""
+    """Return the mean over banks and cells of the negative log-likelihood, in nats per query."""
     losses = [nll_loss(tempered(log_probs, inverse), labels) for log_probs, labels in answers]
     return float(torch.stack(losses).mean())
 
 
 def best_inverse(answers: Sequence[Answers]) -> float:
-    """The inverse temperature of the smallest mean_nll, by golden-section search: mean_nll has a single minimum."""
+    """Find the inverse temperature with the smallest `mean_nll`, which has one minimum, by golden-section search."""
     lower, upper = math.log(LOWEST), math.log(HIGHEST)
     for _ in range(ITERATIONS):
         left, right = upper - GOLDEN * (upper - lower), lower + GOLDEN * (upper - lower)

@@ -11,7 +11,7 @@ USED = 0.92  # share of the time budget that deadlines use; the rest is for impo
 
 @dataclass(frozen=True)
 class Deadline:
-    """The latest time at which a row of a section may start; clock: returns seconds."""
+    """The latest time `end` at which a row of a section may start, in seconds of `clock`."""
 
     end: float
     clock: Callable[[], float] = time.monotonic
@@ -25,7 +25,13 @@ class Deadline:
 def deadlines(
     minutes: float, shares: dict[str, float], clock: Callable[[], float] = time.monotonic
 ) -> dict[str, Deadline]:
-    """The deadline of each section, in order. Later sections may use the time that a section leaves."""
+    """Return the deadline of each section, in order. Later sections may use the time that a section leaves.
+
+    Args:
+        minutes: time budget of all sections.
+        shares: share of the time of each section, up to a common factor.
+        clock: function that returns seconds.
+    """
     now, used, ends = clock(), 0.0, {}
     for name, share in shares.items():
         used += share / sum(shares.values())

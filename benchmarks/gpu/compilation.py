@@ -41,7 +41,7 @@ def training_step(sib: MetaLearner, episodes: Episodes) -> Way:
 
 
 def _with_compiled_networks(sib: MetaLearner, toy: bool) -> MetaLearner:
-    """The learner with compiled networks; in toy size they are only traced."""
+    """Return the learner with compiled networks; with `toy`, networks are only traced."""
     if toy:
         compile_pure(sib, "eager")
     else:

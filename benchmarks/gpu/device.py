@@ -20,10 +20,10 @@ MEGABYTE = 2**20
 
 
 def device_named(name: str) -> torch.device:
-    """The device of this name.
+    """Return the device of a name without index, such as cuda.
 
     Raises:
-        UsageError: the device is not available.
+        UsageError: the device is not available, or the name has an index.
     """
     with suppress(RuntimeError):  # a name that torch does not know
         device = torch.device(name)
@@ -37,7 +37,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Wall time in seconds, read after the device has finished all queued work."""
+    """Return a function that returns the wall time in seconds, after the device has finished all queued work."""
 
     def now() -> float:
         synchronise(device)
@@ -52,7 +52,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_megabytes(device: torch.device) -> float | None:
-    """Peak memory of tensors since `reset_peak`; None if the device does not record it."""
+    """Return the peak memory of tensors since `reset_peak`; None if the device does not record it."""
     peak = getattr(torch.get_device_module(device), "max_memory_allocated", None)
     return None if peak is None else peak() / MEGABYTE
 
@@ -92,7 +92,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def description(device: torch.device) -> dict[str, Any]:
-    """Device, capability, driver, versions, commit and date of a measurement."""
+    """Return the device, capability, driver, versions, commit and date of a measurement."""
     return {
         "device": device.type,
         "name": _name(device),
@@ -117,7 +117,7 @@ def _capability(device: torch.device) -> str | None:
 
 
 def _driver() -> str | None:
-    """Version of the driver according to nvidia-smi; None without nvidia-smi."""
+    """Return the version of the driver according to nvidia-smi; None without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split("\n")

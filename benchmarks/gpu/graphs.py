@@ -55,7 +55,7 @@ class CapturedStep:
         self.graph.replay()
 
     def _warm_up(self) -> None:
-        """Steps on a side stream, as capture requires, which allocate workspaces and the moments of Adam."""
+        """Take steps on a side stream, as capture requires. They allocate workspaces and the moments of Adam."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -55,14 +55,17 @@ class Setting:
         return cls(config, specification(config, source), episodes)
 
     def learner(self) -> MetaLearner:
-        """The learner on the CPU; every call gives the same initial weights."""
+        """Build the learner on the CPU; every call gives the same initial weights."""
         torch.manual_seed(self.config.seed)
         return MetaLearner.from_specification(self.specification)
 
 
 @cache
 def config_of(name: str, toy: bool) -> Config:
-    """The configuration of `python -m experiments.run guide=NAME` on simulated features."""
+    """Return the configuration of `python -m experiments.run guide=NAME` on simulated data.
+
+    With `toy`, tasks are smaller, and inner steps are at most those in FEW.
+    """
     register()
     overrides = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
     choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these only inside a job
@@ -73,7 +76,7 @@ def config_of(name: str, toy: bool) -> Config:
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:
-    """The specification of the learner, as in experiments/runs/build_learner.py."""
+    """Return the specification of the learner, as in experiments/runs/build_learner.py."""
     return config.specification() | {
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,
@@ -85,7 +88,7 @@ def specification(config: Config, source: Any) -> dict[str, Any]:
 
 
 def with_extras(config: Config, episodes: Episodes) -> Episodes:
-    """Add what some guides need in addition to simulated points: rotated views, base classes, unequal group sizes."""
+    """Add what some guides need besides simulated points: rotated views, base classes, or groups of unequal sizes."""
     if config.guide.get("rotation_step_size"):
         shape = (*episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:])
         turned = functional.normalize(torch.randn(shape), dim=-1)

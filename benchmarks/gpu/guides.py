@@ -52,7 +52,7 @@ class Training:
         self.fabric = fabric_alone(torch.device("cpu"))  # only clips gradients, on any device
 
     def step(self) -> Tensor:
-        """One training step; returns the loss, on the device."""
+        """Take one training step, and return the loss, on the device."""
         set_rates(self.optimizer, self.settings, self.taken)
         self.optimizer.zero_grad()
         with pyro.validation_enabled(self.taken == 0):

@@ -45,7 +45,7 @@ def _measure(name: str, run: Run) -> list[Result]:
 
 
 def images(number: int) -> Bank:
-    """Random bytes as images of CLASSES classes, or of fewer if there are fewer images; all in the training split."""
+    """Return random images of CLASSES classes, or of fewer if there are fewer images, all in the training split."""
     noise, labels = np.random.default_rng(0), np.arange(number) % CLASSES
     pixels = noise.integers(0, 256, (number, *SHAPE), dtype=np.uint8)
     return Bank.from_arrays(pixels, labels, {"train": np.unique(labels)})

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class NoiseOfCpu(TorchDispatchMode):
-    """Context manager in which random numbers are drawn with the generator of the CPU and then moved.
+    """Context manager in which random numbers are drawn on the CPU, and then moved to the device of the operation.
 
     A learner on the CPU and its copy on another device make the same draws in the same order, so a seeded generator of
     the CPU gives both the same noise. torch tags such operations, including dropout, as nondeterministic_seeded. All of
@@ -30,13 +30,13 @@ class NoiseOfCpu(TorchDispatchMode):
 
 
 def _asked_for(args: Any, kwargs: Any) -> torch.device:
-    """The device of a draw: the argument `device`, else the device of the first tensor, else the CPU."""
+    """Return the device of a draw: the argument `device`, else the device of the first tensor, else the CPU."""
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     return kwargs.get("device") or (tensors[0].device if tensors else torch.device("cpu"))
 
 
 def _on_cpu(value: Any) -> Any:
-    """The value with tensors on the CPU; a device is replaced by the CPU."""
+    """Move a tensor to the CPU, and replace a device by the CPU; other values are returned unchanged."""
     if isinstance(value, Tensor):
         return value.cpu()
     return torch.device("cpu") if isinstance(value, torch.device) else value

@@ -29,7 +29,7 @@ def _measure(name: str, number: int, run: Run) -> list[Result]:
 
 
 def sib(posterior: str, number: int, device: torch.device) -> Ways:
-    """The training steps of sib; the delta posterior is compared with a raw step."""
+    """Return the training steps of sib. For the delta posterior there is also a raw step."""
     data = tasks(number, device=device)
     episodes = data.episodes
 
@@ -45,7 +45,7 @@ def sib(posterior: str, number: int, device: torch.device) -> Ways:
 
 
 def versa(guide: str, number: int, device: torch.device) -> Ways:
-    """The training steps of mc or savi. savi has the KL in closed form, like the raw step."""
+    """Return the training steps of mc or savi. The learner of savi has the KL in closed form, like the raw step."""
     data, samples = tasks(number, device=device), SAMPLES[guide]
     episodes = data.episodes
     objective, settings = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})
@@ -63,7 +63,7 @@ def versa(guide: str, number: int, device: torch.device) -> Ways:
 
 
 def maml(number: int, device: torch.device) -> Ways:
-    """A second-order meta-step on sinusoids, one inner step."""
+    """Return second-order meta-steps on sinusoids with one inner step."""
     episodes = gradient.tasks(number).to(device)
     return {
         "learner": lambda: gradient.learner_step(episodes, 1)[0],

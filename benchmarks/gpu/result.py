@@ -1,4 +1,4 @@
-"""Rows of the report. Each has passed, has failed, or was not run, for lack of time or of CUDA."""
+"""Rows of the report. A row has passed, has failed, or was not run for lack of time or of CUDA."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Result:
         return asdict(self)
 
     def cells(self) -> dict[str, str]:
-        """The row of the table, without the reason of a failure."""
+        """Return the row of the table, without the reason of a failure."""
         spread = self.value
         return {
             "section": self.section,
@@ -77,7 +77,10 @@ class Run:
     deadline: Deadline = field(default_factory=lambda: Deadline(float("inf")))
 
     def attempt(self, case: str, way: str, measure: Callable[[], list[Result]], needs: float = 0.0) -> list[Result]:
-        """The rows of a measurement; one row with the reason if it fails or less than `needs` seconds are left."""
+        """Return the rows of a measurement; one row with the reason if it fails, or is not run.
+
+        A measurement is not run if less than `needs` seconds are left.
+        """
         if self.deadline.left < (0.0 if self.toy else needs):
             return [Result(case, way, NOT_RUN, note=OUT_OF_TIME)]
         try:
@@ -89,7 +92,7 @@ class Run:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, and the last line of this library's code in the traceback."""
+    """Return the first line of an error, and the last place in the traceback that is in the folders PRODUCT."""
     first = next(iter(str(error).strip().splitlines()), "")
     files = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     places = [
@@ -126,9 +129,9 @@ class Warm:
 def compare_ways(
     run: Run, case: str, build: Mapping[str, Callable[[], Way]], amount: int, unit: str, needs: float = 0.0
 ) -> list[Result]:
-    """Rate and peak memory of each variant, timed in turn; a step has `amount` units of work.
+    """Measure rate and peak memory of each variant, timed in turn. A step has `amount` units of work.
 
-    If a variant fails in its first step, its row states the reason; the others are measured.
+    If a variant fails in its first step, the row of the variant states the reason. The others are measured.
     """
     warm: dict[str, Warm] = {}
 
@@ -149,7 +152,7 @@ def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str
 
 
 def _seconds(run: Run, warm: Mapping[str, Warm]) -> dict[str, list[float]]:
-    """Seconds per step of each variant, in several blocks of steps; fewer blocks if little time is left."""
+    """Measure the seconds per step of each variant, in BLOCKS blocks of steps, or in fewer if little time is left."""
     ways, now = {name: warmed.way for name, warmed in warm.items()}, clock_of(run.device)
     if run.toy:
         return time_interleaved(ways, 1, clock=now)

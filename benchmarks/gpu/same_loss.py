@@ -40,7 +40,7 @@ def _measure(name: str, run: Run) -> list[Result]:
 def agreement(
     name: str, on_cpu: MetaLearner, on_device: MetaLearner, episodes: Episodes, device: torch.device, kl_weight: float
 ) -> Result:
-    """The row that compares two learners with the same weights, one on the CPU and one on the device."""
+    """Return the row that compares the losses of two learners with the same weights, on the CPU and on the device."""
     with without_tf32():
         expected, got = loss_of(on_cpu, episodes, kl_weight), loss_of(on_device, episodes.to(device), kl_weight)
     difference = abs(got - expected) / max(abs(expected), abs(got), 1e-30)

@@ -24,7 +24,7 @@ class RawLaplace(nn.Module):
         self.log_rate = nn.Parameter(torch.tensor(RATE).log())
 
     def cosines(self, w: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines [T, C, N], 1 / |w_c| [T, C, 1] and logits [T, N, C]."""
+        """Return cosines [T, C, N], 1 / |w_c| [T, C, 1] and logits [T, N, C] of w [T, C, D] and points x [T, N, D]."""
         norm = w.norm(dim=-1, keepdim=True)
         inverse = norm / (norm.square() + 1e-24)
         cosine = (w @ x.mT) * inverse
@@ -39,7 +39,7 @@ class RawLaplace(nn.Module):
         g = (logits.softmax(-1) - torch.eye(way).repeat_interleave(shot, 0)).mT * self.scale * inverse
         slope = g @ x - (g * cosine).sum(-1, keepdim=True) * inverse * theta
         theta = theta - rate / (1 + rate * precision) * slope
-        v = (self._root(theta, x) * self.log_scale.exp().unsqueeze(-1)).flatten(1, 2)  # [T, C * D, M]
+        v = (self._root(theta, x) * self.log_scale.exp().unsqueeze(-1)).flatten(1, 2)  # [T, C * D, S * C]
         one = torch.eye(v.shape[-1])
         factor = torch.linalg.cholesky(v.mT @ v + one)
         noise = torch.randn(num_tasks, way, query.shape[-1])
@@ -52,7 +52,7 @@ class RawLaplace(nn.Module):
         return (log_q - log_p - log_likelihood) / num_tasks
 
     def _root(self, theta: Tensor, x: Tensor) -> Tensor:
-        """U [T, C, D, S * C]: the square root of the Fisher information of the support points."""
+        """Return U [T, C, D, S * C]: U U^T is the Fisher information of the weights in the S support points."""
         cosine, inverse, logits = self.cosines(theta, x)
         p = logits.softmax(-1)
         root = torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)  # [T, S, C, C]
@@ -107,7 +107,7 @@ class RawLeo(nn.Module):
 
 
 def llama_loss(theta: list[Tensor], x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, num_steps: int) -> Tensor:
-    """Maml's loss on sinusoids plus 1e-6 / 2 log det (I + J^T J / noise^2), J the Jacobian of query outputs."""
+    """Compute maml's loss plus 1e-6 / 2 log det (I + J^T J / noise^2); J: the Jacobian of the query outputs."""
     num_tasks, num_points = query_x.shape[:2]
     phi = gradient.adapt([w.expand(num_tasks, *w.shape) for w in theta], x, y, num_steps)
     alone = [w.repeat_interleave(num_points, 0) for w in phi]

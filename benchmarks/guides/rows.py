@@ -1,6 +1,6 @@
-"""Case 11: predictions and training steps of guides with 64 tasks, compared with raw batched PyTorch.
+"""Case `guides`: predictions and training steps of guides with 64 tasks, compared with raw batched PyTorch.
 
-mc and savi are in case 4 (`benchmarks/conditional.py`), sib in cases 1 and 12.
+mc and savi are in the case `conditional`, sib in the cases `sib` and `published`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def transductive_ways(name: str, data: Tasks) -> dict[str, Way]:
-    """Logits of all queries, in raw PyTorch and by the learner."""
+    """Return functions that compute the logits of all queries, in raw PyTorch and by the learner."""
     guide, settings, head, function = TRANSDUCTIVE[name]
     model = "laplacian_shot" if name == "laplacian_shot" else "few_shot_classifier"
     module = learner(guide, settings, head, model).to(data.query.dtype)
@@ -78,7 +78,7 @@ def leo_ways(data: Tasks) -> dict[str, Way]:
 
 
 def _steps(raw_module: nn.Module, module: MetaLearner, data: Tasks) -> dict[str, Way]:
-    """Training steps with Adam."""
+    """Return training steps with Adam."""
     episodes, loss = data.episodes, raw_module.loss
     arguments = data.support, data.query, data.labels
     return {
@@ -88,7 +88,7 @@ def _steps(raw_module: nn.Module, module: MetaLearner, data: Tasks) -> dict[str,
 
 
 def sinusoid_ways(guide: str, number: int, num_steps: int = 1) -> dict[str, Way]:
-    """Meta-steps with one inner step (`benchmarks/gradient.py`)."""
+    """Return meta-steps with one inner step, as in `benchmarks/gradient.py`."""
     episodes = gradient.tasks(number)
     points = episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
     theta = gradient.initial()
@@ -106,7 +106,7 @@ def learner(
     model: str = "few_shot_classifier",
     prior: dict[str, Any] | None = {"_target_": "models.priors.Flat"},  # noqa: B006
 ) -> MetaLearner:
-    """A learner of classes from features."""
+    """Build a few-shot classifier on features."""
     parts = {"head": head, "prior": prior}
     return MetaLearner.from_specification(
         {

@@ -13,12 +13,12 @@ SINKHORN = 20
 
 
 def distances(m: Tensor, x: Tensor) -> Tensor:
-    """-|x - m_c|^2 [T, N, C], up to a term that all classes share."""
+    """Compute -|x - m_c|^2 [T, N, C] of means m [T, C, D] and points x [T, N, D], up to a constant in c."""
     return 2 * (x @ m.mT) - m.square().sum(-1).unsqueeze(1)
 
 
 def refined(support: Tensor, query: Tensor, z: Tensor) -> Tensor:
-    """Means [T, C, D] of the support points and of the queries, weighted by z [T, Q, C]."""
+    """Compute the means [T, C, D] of the support points and of the queries, the latter weighted by z [T, Q, C]."""
     return (support.sum(2) + z.mT @ query) / (support.shape[2] + z.sum(1).unsqueeze(-1))
 
 
@@ -30,7 +30,7 @@ def soft_kmeans(support: Tensor, query: Tensor, num_steps: int = 10) -> Tensor:
 
 
 def sinkhorn(logits: Tensor, term: Tensor, iterations: int) -> Tensor:
-    """The class term [T, 1, C] with which each class has the same number of queries."""
+    """Find the class term [T, 1, C] with which all classes have the same expected number of queries."""
     size, way = logits.shape[1:]
     for _ in range(0, iterations, SINKHORN):
         plan = (logits + term).softmax(-1).mT.contiguous()
@@ -53,7 +53,7 @@ def pt_map(support: Tensor, query: Tensor, num_steps: int = 30, rate: float = 0.
 
 
 def shifted(support: Tensor, query: Tensor) -> Tensor:
-    """The queries moved by the difference of the means, after the support points [T, S + Q, D]."""
+    """Return the support points, then the queries shifted to the mean of the support points [T, S + Q, D]."""
     points = support.flatten(1, 2)
     return torch.cat((points, query + points.mean(1, keepdim=True) - query.mean(1, keepdim=True)), 1)
 
@@ -91,7 +91,7 @@ def bd_cspn(support: Tensor, query: Tensor, sharpness: float = 10.0, most: int =
 
 
 def tim(support: Tensor, query: Tensor, num_steps: int, alpha: float, marginal: float, tau: float = 15.0) -> Tensor:
-    """The steps of Adam by autograd; entropies of order alpha."""
+    """Take steps of Adam with gradients by autograd. Entropies have the order alpha."""
     labels = torch.eye(support.shape[1]).repeat_interleave(support.shape[2], 0)
     points = support.flatten(1, 2)
 

@@ -2,9 +2,10 @@
 
 For a run on classes, the command reports reliability, ECE, the coverage of prediction sets, and the entropy of
 predictions for queries of classes without support points. For a regression, the command reports the coverage of
-intervals. Posteriors are also tested by simulation-based calibration. Settings of task, eval and guide can be changed.
-The command writes table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. docs/calibration.md explains
-the metrics.
+intervals. For numbers and ordered classes, calibration.png shows the probability integral transform. Posteriors are
+also tested by simulation-based calibration (SBC), unless they are point estimates or the prior is flat. Settings of
+task, eval and guide can be changed. The command writes table.md, table.csv, calibration.png and, for SBC, sbc.png to
+RUN_DIR/calibration. docs/calibration.md explains the metrics.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ class CalibrationSettings:
     sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
     draws: int = 99  # number of posterior draws per task in simulation-based calibration
     rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration
-    prior: str = (
-        "auto"  # prior of the simulated weights: learned, simulator (of simulated data), auto (simulator if possible)
-    )
+    prior: str = "auto"  # prior of simulated weights: learned, simulator (of the data), auto (simulator, if any)
     noise: int = 0  # seed of all draws
 
     def check(self) -> None:
@@ -71,7 +70,8 @@ def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
     If the guide sees query labels in training, its training posterior is tested too.
 
     Returns:
-        Ranks and test results by posterior; {} for a point estimate or a flat prior, for which SBC is not defined.
+        Ranks and test results by posterior. {} if SBC is not defined: for a point estimate, or for weights from a flat
+            prior.
 
     Raises:
         UsageError: prior=simulator, but the data have no known prior.

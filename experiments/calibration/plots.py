@@ -20,12 +20,13 @@ BINS = 20
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
     """Plot one panel per calibration metric that is defined for the likelihood, and save the plot.
 
-    Classes have reliability and prediction sets. Numbers have intervals. Ordered labels have the probability integral
-    transform (PIT). The entropy is plotted if there are queries of unseen classes.
+    Classes have reliability and prediction sets. Numbers have intervals. Numbers and ordered classes have the
+    probability integral transform (PIT). The entropy is plotted if there are queries of unseen classes.
 
     Args:
-        metrics: calibration metrics by name, of each task.
-        unseen: entropies of queries of known and unseen classes, and AUROC; {} without unseen classes.
+        metrics: calibration metrics of each task, by name.
+        unseen: mean entropies of queries of known and of unseen classes, and AUROC, of each task; {} without unseen
+            classes.
         path: file of the plot.
     """
     figure, axes = new_figure(max(1, sum(name in metrics for name in ("bins", "coverage", "pit")) + bool(unseen)))
@@ -101,8 +102,9 @@ def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:
 def draw_sbc(results: Mapping[str, tuple[Ranks, Uniformity]], path: Path) -> Path:
     """Plot the ranks of simulation-based calibration, with one row of panels per posterior, and save the plot.
 
-    The left panel of a row shows the empirical distribution functions (ECDFs) of the ranks, and the band of uniform
-    ranks. The right panel shows the histogram of the least uniform ranks.
+    The left panel of a row shows the empirical distribution functions (ECDFs) of the ranks, minus that of uniform
+    ranks. A band contains most ECDFs of uniform ranks. The right panel shows the histogram of the ranks with the
+    smallest p-value.
     """
     figure, axes = new_figure(2, rows=len(results))
     for row, (name, (ranks, tested)) in enumerate(results.items()):
@@ -124,7 +126,7 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
 
 
 def _draw_histogram(axis: Any, ranks: Ranks, tested: Uniformity) -> None:
-    """Plot a histogram of the least uniform ranks. A shaded band shows the central 95% of counts of uniform ranks."""
+    """Plot a histogram of the ranks with the smallest p-value, and the central 95% of counts of uniform ranks."""
     worst = int(tested.p_values.argmin())
     values, count = ranks.values[worst].numpy(), ranks.values.shape[1]
     edges = np.linspace(0, ranks.num_draws + 1, min(BINS, ranks.num_draws + 1) + 1).round() - 0.5

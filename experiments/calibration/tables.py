@@ -22,8 +22,8 @@ class Report:
     """Results of experiments.calibration; a result that is not defined for the run is {}.
 
     Args:
-        metrics: calibration metrics by name, of each task.
-        unseen: entropies of queries of known and unseen classes, and AUROC.
+        metrics: calibration metrics of each task, by name.
+        unseen: mean entropies of queries of known and of unseen classes, and AUROC, of each task.
         sbc: ranks and test results of simulation-based calibration, by posterior.
     """
 

@@ -79,7 +79,7 @@ def _resume_remedy(folder: Path) -> str:
 def command_line(name: str) -> str:
     """Return the start of a command line for the command NAME, in the form in which this process was started.
 
-    The form is `metabayes NAME` for an installed package, and `python -m experiments.NAME` in the repository.
+    The form is `metabayes NAME` if the process runs a module of pyro_metabayes, else `python -m experiments.NAME`.
     """
     installed = _module_of_process().startswith("pyro_metabayes.")
     return f"metabayes {name}" if installed else f"python -m experiments.{name}"

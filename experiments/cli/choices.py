@@ -1,4 +1,4 @@
-"""Explains unknown settings that come from the YAML of a choice, such as prior.scale of guide=laplace."""
+"""Explains unknown settings that the YAML of a choice sets. For example, guide=laplace sets prior.scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
     Raises:
         UsageError: the YAML of a choice has set the unknown key. The message names this choice.
-        UnknownKey: the user has set the unknown key. The message lists the settings of the choice, such as prior=flat.
+        UnknownKey: the user has set the unknown key. The message lists the settings that the choice has.
     """
     try:
         yield

@@ -51,7 +51,7 @@ def run_command(
 ) -> None:
     """Compose CONFIG_NAME.yaml with the arguments of the command line, and call a function with the result.
 
-    Mistakes of the user are reported in one line, with exit code 1. --help prints the usage instead.
+    Mistakes of the user are reported in one line, with exit code 1. With --help, only the usage is printed.
 
     Args:
         task: function of the composed configuration and the folder of the run.
@@ -114,7 +114,7 @@ def run_program(main: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line reaches a pipe when it is printed
     try:
-        plot_formats()  # before any work
+        plot_formats()  # an unknown format in METABAYES_PLOTS is reported before any work
         with _stoppable(), one_line_warnings():
             main()
     except KeyboardInterrupt as stop:  # includes Interrupted
@@ -148,9 +148,9 @@ def _stoppable() -> Iterator[None]:
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:
-    """Write the settings of the run to the subfolder .hydra, while the folder is locked.
+    """Write the settings of the run to the subfolder .hydra of the locked folder.
 
-    Hydra itself would write the settings before the lock, and could overwrite the settings of another run.
+    Hydra itself would write them before the folder is locked, and could overwrite the settings of another run.
     """
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}

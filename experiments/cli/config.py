@@ -82,7 +82,7 @@ class Config:
         return replace(self, data=self.data | absolute)
 
     def specification(self) -> dict[str, Any]:
-        """Return the settings of the model, guide, backbone, prior, head and objective as nested plain dicts."""
+        """Return the settings of model, guide, backbone (without frozen), prior, head and objective as plain dicts."""
         parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
         parts["backbone"].pop("frozen", None)
         return parts
@@ -120,14 +120,14 @@ def config_from(config: DictConfig) -> Config:
 
 
 def _refuse_added(settings: Any, prefix: str = "") -> None:
-    """Check that a dataclass has no other settings than its fields. Hydra alone would accept +train.foo=1.
+    """Check that a dataclass has no attributes other than its fields. Hydra alone would accept +train.foo=1.
 
     Args:
         settings: the dataclass; dataclasses in it are checked too.
-        prefix: prefix of its settings in messages, such as "train.".
+        prefix: prefix of the names in messages, such as "train.".
 
     Raises:
-        UnknownKey: there is another setting.
+        UnknownKey: there is another attribute.
     """
     names = [setting.name for setting in fields(settings)]
     for name, value in vars(settings).items():
@@ -141,7 +141,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     """Return the configuration in the checkpoint of a run, changed by overrides such as train.steps=4000.
 
     Raises:
-        UsageError: an override is not a setting like train.steps=4000, or the saved configuration is invalid.
+        UsageError: an override is not a setting like train.steps=4000, or there is no valid saved configuration.
     """
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -164,8 +164,9 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift becomes data.train_shift. A missing entry `estimated` is added, with a mean of 0 for each predictor
-    that data=groups did not centre. Version 0.1 centred predictors only with data.centre=true.
+    task.train_shift becomes data.train_shift, unless the shift is 0 and the data have no such setting. A missing entry
+    `estimated` is added, with a mean of 0 for each predictor that data=groups did not centre. Version 0.1 centred
+    predictors only with data.centre=true.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)

@@ -120,7 +120,7 @@ def _train_in_group(train: Callable[[Config, Path], object]) -> None:
 def _exit_with_first() -> None:
     """Exit when the first process ends and thereby closes the pipe to this worker.
 
-    Otherwise a collective operation would wait for the first process forever.
+    Otherwise the worker could wait for the first process in a collective operation for up to a day (WAIT).
     """
     sys.stdin.buffer.read()
     os._exit(1)
@@ -184,7 +184,7 @@ def _start_worker(rank: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Context manager with a torch process group for CPU and CUDA tensors. Only gradients are exchanged on the GPU."""
+    """Context manager with a torch process group. CUDA tensors are exchanged by NCCL, CPU tensors by Gloo."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=WAIT)
     try:

@@ -22,7 +22,7 @@ def one_line_warnings() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
-        for category in (DeprecationWarning, FutureWarning):  # category before torch 2.14, and since
+        for category in (DeprecationWarning, FutureWarning):  # before torch 2.14, and since torch 2.14
             warnings.filterwarnings("ignore", TORCH_JIT, category)
         others = warnings.showwarning
 

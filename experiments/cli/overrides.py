@@ -1,7 +1,8 @@
 """Settings of the form NAME=VALUE, as on a command line, and their quotation for Hydra.
 
 Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or free text (`LITERALS`)
-are quoted before Hydra reads them. In a sweep (-m) commas separate the values of such a setting.
+are quoted before Hydra reads them. In a sweep (-m), commas separate the values of such a setting, except in the paths
+`FOLDERS` and in paths that exist.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
 
     Args:
         arguments: arguments NAME=VALUE.
-        sweep: whether commas separate several values.
+        sweep: whether the arguments are those of a sweep, in which commas separate several values.
     """
     return [_quoted(argument, sweep) if key_of(argument) in LITERALS else argument for argument in arguments]
 
@@ -95,7 +96,7 @@ def _quoted(argument: str, sweep: bool) -> str:
 
 
 def unquoted(override: str) -> str:
-    """Return an argument NAME=VALUE as the user typed it, the inverse of `quote_literals`."""
+    """Return an argument NAME=VALUE without the quotes of `quote_literals` and without Hydra's prefixes + and ++."""
     key = key_of(override)
     if key not in LITERALS:
         return override.lstrip("+")

@@ -87,7 +87,7 @@ def _continuation(folder: Path) -> str:
 
 
 def unfinished_jobs() -> str:
-    """Return one line that lists the jobs without results in the sweep of this process; '' if there are none."""
+    """End the sweep of this process, and return one line that lists its jobs without results; '' if there are none."""
     sweep, Sweep.folder = Sweep.folder, None
     if sweep is None:
         return ""

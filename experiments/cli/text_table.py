@@ -18,8 +18,8 @@ JOINED = "\N{NO-BREAK SPACE}"
 def text_table(rows: Sequence[Row], keys: int = 1) -> str:
     """Format a table for a terminal, in lines of at most WIDTH characters.
 
-    Columns without a value in any row are left out. A single row is printed with one line per column. In a table of
-    several rows, cells are wrapped at spaces. Columns that still do not fit are printed below, in a second block.
+    Columns whose cells are all "-" are left out. A single row is printed with one line per column. In a table of
+    several rows, cells are wrapped at spaces. Columns that still do not fit are printed below, in further blocks.
 
     Args:
         rows: the rows, each a mapping from column to cell.

@@ -26,11 +26,12 @@ def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:
-    """Return the mutual information I(w; x) of weights and inputs, in nats per task.
+    """Return the mutual information I(w; x) of the slope w and the inputs of a task, in nats.
 
         I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2
 
-    I(w; x) is the optimal value of KL(q, p_psi), where q is the posterior and p_psi the conditional prior.
+    I(w; x) is the mean over tasks of KL(q, p_psi) if q is the exact posterior p(w | x), and the learned prior p_psi is
+    the marginal distribution p(w).
 
     Args:
         data: the settings of data=spinning_lines, with the standard deviations `scale` and `slope_scale`.

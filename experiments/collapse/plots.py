@@ -52,8 +52,8 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
 def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """Plot the sd of p(w | support), divided by the true sd, against the number of samples L in training.
 
-    The plot has one curve per named part of the study. A vertical line marks the critical number of samples, below
-    which the prior collapses (`critical_samples`).
+    The plot has one curve per named part of the study. For each part, a vertical line marks the critical number of
+    samples, below which the prior collapses (`critical_samples`).
     """
     parts = [part for part in names if any(row.part == part for row in rows)]
     if not parts:
@@ -130,7 +130,7 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
                 label=row.label,
             )
         axis.set(xscale="log", yscale="log", xlabel="information under the prior, nats per task", title=part)
-    axes[0].set_ylabel(f"share of draws with another prediction\n(less than {FLOOR:g} is drawn there)")
+    axes[0].set_ylabel(f"share of draws with another prediction\n(smaller values are drawn at {FLOOR:g})")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save_figure(figure, folder / "verdict.png")
 

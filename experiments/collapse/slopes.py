@@ -37,7 +37,7 @@ def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
-    """Plot KL(q, p_psi) of each seed, with one line per row of the study, and the optimal value."""
+    """Plot KL(q, p_psi) of each seed, at one height per row of the study, and the optimal value."""
     for number, row in enumerate(rows):
         kl = [run["kl"] for run in row.results(folder)]
         axis.plot(kl, [-number] * len(kl), "o", color="C0")

@@ -23,7 +23,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Plot accuracy (or squared error), NLL, and the sd of the prior during training, for each group of runs."""
+    """Plot accuracy (or squared error), NLL, and the sd of the outputs under the prior during training, by group."""
     several = len({task for task, _ in groups}) > 1
     names = [_name(label, task if several else "") for task, label in groups]
     curves = zip(names, map(spread_in_training, groups.values()), strict=True)
@@ -56,7 +56,7 @@ def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
 
 
 def _name(label: str, task: str) -> str:
-    """Return the name of a row, wrapped to the width of the plot; '' for a task that all rows share."""
+    """Return the name of a row, wrapped to the width of the plot. `task` is '' if all rows have the same task."""
     return "\n".join([*textwrap.wrap(label, 30, break_on_hyphens=False), *([task] if task else [])])
 
 
@@ -92,9 +92,10 @@ def _mark_outliers(axis: Any, means: Mapping[int, float]) -> None:
 
 
 def spread_in_training(runs: Sequence[Run]) -> Curve | None:
-    """Return steps and logit_sd (sd of the logits under the prior) of the first run with a training log.
+    """Return steps and logit_sd of the first run that has a training log and a prior that is not flat.
 
-    The result is None if no run has both a prior and a training log.
+    logit_sd is the sd of the logits under the prior; in a regression, of the means divided by the noise. The result is
+    None if there is no such run.
     """
     for run in runs:
         file = run.folder / "metrics.jsonl"

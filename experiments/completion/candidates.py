@@ -18,7 +18,7 @@ SCHEMAS = {  # the files with the dataclasses of the settings of a run
     "train": "training/optimisation.py",
     "eval": "evaluation/settings.py",
 }
-OF_RUNS = ("task", "eval")  # groups of settings that an evaluation of a finished run may change
+OF_RUNS = ("task", "eval")  # the groups in SCHEMAS whose settings an evaluation of a finished run may change
 DEFAULT = re.compile(r"^  - (\w+)(: .+)?$", re.MULTILINE)  # an entry of the defaults list of a YAML
 OPTION = re.compile(r'add_argument\(\s*"(--[\w-]+)"')
 SETTING = re.compile(r"^(\w+):", re.MULTILINE)  # a key of a YAML
@@ -92,7 +92,7 @@ def _settings_in(choice: Path, group: str) -> list[str]:
 
 
 def _fields(path: Path) -> list[str]:
-    """Return the field names of all dataclasses in a Python file whose names end with Settings or Shape."""
+    """Return the field names of all classes in a Python file with a name that ends with Settings or Shape."""
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     chosen = [node for node in classes if node.name.endswith(("Settings", "Shape"))]
     names = [line.target for node in chosen for line in node.body if isinstance(line, ast.AnnAssign)]

@@ -1,12 +1,13 @@
 """python -m experiments.effects RUN_DIR: the learned prior and the effects of each group of a run on data=groups.
 
-The command prints means, standard errors, sds and correlations of the effects, the sd of the noise, and the
-log-likelihood of the training groups. The closed-form estimates (maximum likelihood) are printed beside these values.
-All values are in the units of the file, with intercepts at x = 0. The command writes prior.csv, effects.png and
-effects.csv.
+The command prints means, standard errors, sds and correlations of the effects. For a linear mixed model it also prints
+the sd of the noise, the log-likelihood of the training groups, and the closed-form estimates (maximum likelihood). All
+values are in the units of the file, with intercepts at x = 0. The command writes prior.csv, effects.png and effects.csv
+to RUN_DIR.
 
 effects.csv has one row per group and effect, and one per inner group of nested groups. A row has the estimate given
-all points of the group, the 90% interval, the shrinkage, the closed-form estimate and the least-squares estimate.
+all points of the group, the 90% interval, the shrinkage and, for a linear mixed model, the closed-form estimate and the
+least-squares estimate.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ class Effects:
     """Estimates of one method, in the units of the file.
 
     estimates: estimates of the prior and of the effects of all groups in the file.
-    errors: standard errors of the coefficients [coefficients]; None without a closed form.
+    errors: standard errors of the coefficients [coefficients]; None if they cannot be computed.
     parameters: sds and correlations of the effects over groups, and noise, as in `names_of_parameters`.
-    errors_of_parameters: standard errors of the parameters; None without a closed form.
+    errors_of_parameters: standard errors of the parameters; None if they cannot be computed.
     """
 
     estimates: GroupEstimates

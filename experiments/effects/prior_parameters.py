@@ -59,11 +59,13 @@ def errors_of_parameters(groups: Groups, standard: StandardisedEstimates, diagon
 
 
 def errors_by_quadrature(groups: Groups, standard: StandardisedEstimates) -> tuple[Tensor | None, Tensor | None]:
-    """Compute errors of a generalised linear mixed model with one effect per group, from its observed information.
+    """Estimate errors of the parameters of a generalised linear mixed model with one effect per group.
+
+    The errors come from the observed information, by quadrature.
 
     Returns:
-        The covariance of the coefficients of standardised columns, and the standard errors of `parameters_in_units`;
-        both are None if the information is not positive definite.
+        The covariance of the estimated coefficients of standardised columns, and the standard error of the sd of the
+            effect (`parameters_in_units`); both are None if the information is not positive definite.
     """
     points = points_of(groups.whole(), groups.roles.offset is not None)
     sd = standard.covariance[0, 0].sqrt()

@@ -22,7 +22,7 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """Return the table of the prior: one row per coefficient, sd and correlation, and one for the noise.
+    """Return the table of the prior: one row per coefficient, sd and correlation, and one for a Gaussian noise.
 
     Each method has the columns estimate and standard error (se).
 

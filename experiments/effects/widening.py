@@ -47,12 +47,12 @@ def widened_effects(groups: Groups, standard: StandardisedEstimates, errors: Est
 def _half_widths(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
     """Return the half widths of the 90% intervals of the effects, in the units of the file, [tasks, effects].
 
-    An effect in the units of the file is a linear function of all weights. So it is predicted like a label, at suitable
-    inputs.
+    An effect in the units of the file is a linear function of the weights for standardised columns. The coefficients of
+    this function serve as the inputs of a query, so the effect is predicted like a label without noise.
 
     Args:
         errors: the errors of the estimated parameters.
-        groups: the training groups.
+        groups: the groups of the file.
         observed: tasks from `with_equal_precision`, whose support sets hold all points of the groups.
     """
     rows = groups.scales.to_units[: groups.num_random].to(observed.support_x)

@@ -53,7 +53,8 @@ def embedded(
                 parts.append(cached_arrays("embedding", key, partial(_piece, piece, network, background)))
                 shown.update(len(piece))
         except UsageError:
-            deque(all_pixels(files[start:], network.size, 3, background), maxlen=0)  # names all such images
+            # Raise an error that names all unreadable images.
+            deque(all_pixels(files[start:], network.size, 3, background), maxlen=0)
             raise
         except KeyboardInterrupt:
             done = PIECE * len(parts)

@@ -1,6 +1,6 @@
 """python -m experiments.errors RUN_DIR: the confusion matrix and the most confident errors of a finished run.
 
-The command predicts the queries of the evaluation tasks again, and writes five files to RUN_DIR/errors. confusion.csv
+The command predicts the queries of the evaluation tasks again, and writes these files to RUN_DIR/errors. confusion.csv
 has one row per true class and one column per predicted class, with numbers of queries. confusion_shares.csv has each
 number divided by the number of queries of the true class in tasks that have both classes. confusion.png shows these
 shares for the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, and

@@ -1,9 +1,9 @@
 """python -m experiments.gold RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
-NUTS samples two exact posteriors: the inductive p(w | support), and p(w | support and query). The training posterior of
-the guide approximates the second. The command reports the approximation gap and the amortization gap of the guide, and
-results of importance sampling. Several folders of runs are compared in one table. Settings of task, eval and guide can
-be changed.
+By default, NUTS samples two exact posteriors: the inductive p(w | support), and p(w | support and query). The posterior
+of the guide at test time approximates the first, the training posterior the second. The command reports the
+approximation gap and the amortization gap of the guide, and results of importance sampling. Several folders of runs are
+compared in one table. Settings of task, eval and guide can be changed.
 
 The command writes table.md, table.csv, gold.png and tasks.npz (the metrics of each task) to RUN_DIR/gold of the first
 run. docs/gold.md explains the metrics.
@@ -48,7 +48,7 @@ class GoldSettings:
 
     run: Any = MISSING  # folder of a finished run, or folders of several runs
     tasks: int = 32  # number of evaluation tasks
-    targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given to q: support, all, query
+    targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, query, all (both)
     warmup: int = 200  # number of warm-up steps of NUTS
     draws: int = 300  # number of draws of NUTS per chain
     chains: int = 4  # number of chains of NUTS

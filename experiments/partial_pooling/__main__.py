@@ -1,9 +1,12 @@
 """python -m experiments.partial_pooling study=radon: amortized partial pooling compared with closed forms and NUTS.
 
 The command trains the runs of conf/study/NAME.yaml on a table of groups. The same linear mixed model is also estimated
-in three other ways: by maximum likelihood, by restricted maximum likelihood, and by NUTS under weak priors. Finished
-runs are kept, so the same command continues an interrupted study. The command writes table.md, table.csv, effects.png,
-shrinkage.png and prior.png. docs/partial-pooling.md explains the tables and plots.
+in three other ways: by maximum likelihood, by restricted maximum likelihood, and by NUTS under weak priors. For a
+response of 0 and 1 or of counts, the model is a generalised linear mixed model, estimated by NUTS and, with one effect
+per group, by maximum likelihood. Finished runs are kept, so the same command continues an interrupted study.
+
+The command writes table.md, table.csv and effects.png, and for a linear mixed model also shrinkage.png and prior.png.
+docs/partial-pooling.md explains the tables and plots.
 """
 
 from __future__ import annotations

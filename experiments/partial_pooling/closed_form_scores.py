@@ -31,7 +31,11 @@ def predicted(fitted: MixedEffects, tasks: Episodes) -> Normal:
 
 
 def scores_of(fitted: MixedEffects, tasks: Episodes) -> dict[str, float]:
-    """Return rmse, nll and coverage90 of the standardised response: means over tasks of means over queries."""
+    """Return rmse, nll and coverage90 of the standardised response. All tasks have the same weight.
+
+    The squared error, the negative log-likelihood and the coverage are averaged over the queries of a task, then over
+    tasks. The rmse is the root of the mean squared error.
+    """
     prediction, y = predicted(fitted, tasks), tasks.query_y[..., 0].double()
     pit = torch.special.ndtr((y - prediction.mean) / prediction.stddev)
 

@@ -79,7 +79,8 @@ def _method_row(
 ) -> dict[str, str]:
     """Return one row of the table: means and ranges over seeds.
 
-    The column "distance" is the mean over groups of |estimate - mean of NUTS|, in sds of NUTS.
+    The column "distance" is the mean over groups of |estimate - posterior mean of NUTS|, divided by the mean over
+    groups of the posterior sd of NUTS.
 
     Args:
         groups: the table of groups.

@@ -51,10 +51,11 @@ class GroupEstimates:
 
     coefficients: means of the random effects, then shared effects [D].
     sd: standard deviations of the random effects over groups [R].
-    correlation: correlation of the first two random effects; None if there is one effect.
-    noise: standard deviation of the residuals.
+    correlation: correlation of the first two random effects; None if there is one effect, or if it is not computed.
+    noise: standard deviation of the residuals; NaN for a response that is not Gaussian.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [G, R].
-    log_likelihood: log-likelihood of all points, or a lower bound, in nats for standardised columns.
+    log_likelihood: log-likelihood of all points, or a lower bound, in nats for standardised columns; None if it is not
+        computed.
     half_widths: half widths of 90% intervals that account for errors of the estimated parameters [G, R]; None if the
         intervals ignore these errors.
     """
@@ -163,7 +164,10 @@ def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 def least_squares_effects(fitted: MixedEffects, episodes: Episodes, num_inner: int = 0) -> Tensor:
-    """Return the effects of each group by least squares, given the shared effects; those of inner groups are 0."""
+    """Return the effects by least squares in each group alone, given the shared effects; those of inner groups are 0.
+
+    The points of a group are its support points, or its query points if there are no support points.
+    """
     observed = episodes.pooled() if episodes.support_x.shape[1] == 0 else episodes.observed()
     x = observed.support_x.double()
     z = x[..., : len(fitted.covariance) - num_inner] * observed.support_mask.unsqueeze(-1)

@@ -46,7 +46,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
 
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
-    """Label groups by name and size. If there are more than MOST_NAMES, label about 20 of them by size alone.
+    """Label groups by name and size. If there are more than MOST_NAMES, label 20 to 39 of them by size alone.
 
     Names that are wider than the distance of two groups are vertical.
     """

@@ -69,7 +69,7 @@ def in_units(
     """Predict the labels of the query points of one group, given its support points, in the units of the file.
 
     Args:
-        groups: the training groups of the run.
+        groups: the groups of the run, whose scales standardise the columns.
         learner: the trained learner.
         support: support points: standardised inputs, and the label in the last column [points, inputs + 1].
         query: query points in the same form; their labels are ignored.
@@ -101,7 +101,7 @@ def _setting(setup: RunSetup, name: str, default: str) -> str:
 
 
 def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
-    """Print a note about groups of the run that have no row with a response in the file."""
+    """Print a note if groups of the run are in the file, but have no row with a response there."""
     labelled = {key for key, label in zip(read.keys, read.values[:, -1].tolist(), strict=True) if label == label}
     unknown = sorted((set(read.keys) & set(groups.names)) - labelled) if column else []
     if unknown:

@@ -27,8 +27,8 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.storage.paths import user_path
 
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
-# Setting least_skill of `Mixture`. From the queries, a transductive learner sees whether classes overlap; an inductive
-# learner does not, so tasks with overlapping classes are excluded.
+# Setting least_skill of `Mixture`. A transductive learner sees from the queries whether classes overlap. An inductive
+# learner does not see this, so it is trained without tasks of overlapping classes.
 LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}
 AMBIGUOUS = 0.4  # setting ambiguous of `Mixture`
 STEPS = {"transductive": 8000, "inductive": 5000}  # training steps of the learners that ship
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mixture = load(options.bank_share, LEAST_SKILL[options.learner], AMBIGUOUS)
     steps = STEPS[options.learner] if options.steps is None else options.steps
     train(learner, mixture, steps, options.out, options.seed)
-    learner.trained_on = None  # tasks of every shape
+    learner.trained_on = None  # it was trained on tasks of every shape, so no task is unfamiliar
     learner.save(options.out / "learner.pt")
     print(f"learner: {options.out / 'learner.pt'}")
 

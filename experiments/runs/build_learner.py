@@ -29,7 +29,7 @@ class StartsAtClasses(Protocol):
     """Model or guide with a fixed set of classes, whose classifier weights can be set before training."""
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set the classifier weights [classes, features] of the known classes, from a cosine classifier."""
+        """Set the classifier weights of the known classes to weights [classes, features] of a cosine classifier."""
 
 
 @runtime_checkable
@@ -51,7 +51,8 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
         config: the configuration of the run.
         data: the data set or simulator, as loaded.
         source: the task sampler that is made from the data.
-        num_classes: number of classes that the learner is built for; None: the way of the tasks.
+        num_classes: number of classes that the learner is built for. None: the way of the tasks; in a regression the
+            number of outputs.
 
     Raises:
         UsageError: the data lack something that the model, the guide or the backbone needs.
@@ -90,7 +91,8 @@ def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: t
     """Pretrain the backbone, and set the classifier weights of classes that are fixed for all tasks.
 
     Returns:
-        The data set with features as inputs; the unchanged data set if the backbone is trained further.
+        The data set with features as inputs. The unchanged data set if the backbone is trained further, or if it
+            encodes whole tasks.
     """
     features, classes = _features_and_classes(config, learner, bank, device)
     part = learner.model if config.task.base_query else learner.guide if bank.num_shared else None

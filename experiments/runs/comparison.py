@@ -14,7 +14,7 @@ from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
 from pyro_metabayes.experiments.runs.tables import kl_weight, number, per_cent
 
-DIFFERENCES = {  # title, factor, digits
+DIFFERENCES = {  # score: (title of the column, factor, number of decimals)
     "accuracy": ("accuracy gain, points", 100, 1),
     "nll": ("NLL difference", 1, 4),
     "joint_nll": ("joint NLL difference", 1, 4),
@@ -44,7 +44,10 @@ def over_tasks(scored: Iterable[tuple[Run, np.ndarray]]) -> np.ndarray:
 
 
 def mean_and_ci95(runs: Sequence[Run], name: str) -> tuple[float, float]:
-    """Return the mean of a score and the half width of its 95% interval over tasks. `over_tasks` combines the runs."""
+    """Return the mean of a score over the tasks of runs, and the half width of its 95% interval over tasks.
+
+    Scores of runs with the same test tasks are first averaged task by task.
+    """
     scores = over_tasks((run, run.per_task[name]) for run in runs)
     return scores.mean(), ci95_of(scores, groups_of(runs))
 
@@ -56,10 +59,10 @@ def mean_metric(runs: Sequence[Run], name: str) -> float | None:
 
 
 def mean_of_runs(runs: Sequence[Run], metrics: Sequence[float]) -> float:
-    """Return the mean over runs of a metric of whole runs, by the rule of `over_tasks`.
+    """Return the mean over runs of a metric of whole runs.
 
-    Every task of a run counts with the metric of the run. So the metrics of runs with the same test tasks are averaged
-    first, and each set of test tasks has the weight that it has in the mean accuracy.
+    Metrics of runs with the same test tasks are averaged first. The averages of different sets of test tasks are
+    weighted by the number of tasks, as in the mean accuracy.
     """
     each = zip(runs, metrics, strict=True)
     return float(over_tasks((run, np.full(len(run.per_task["nll"]), metric)) for run, metric in each).mean())
@@ -77,7 +80,8 @@ def ci95_of_runs(runs: Sequence[Run], widths: Sequence[float]) -> float:
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     """Return one row of the table of scores: means over the tasks of all runs, with 95% intervals over tasks.
 
-    `over_tasks` combines the runs. The RMSE is the root of the mean squared error over all tasks, as in results.json.
+    Scores of runs with the same test tasks are first averaged task by task. The RMSE is the root of the mean squared
+    error over all tasks, as in results.json.
 
     Args:
         task: the name of the data and task.

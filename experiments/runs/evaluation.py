@@ -24,10 +24,10 @@ LONGEST = 200  # largest number of bytes of the name of a folder without the has
 
 
 def folder_name(settings: Sequence[str]) -> str:
-    """Return the folder name of an evaluation: its changed settings, and a hash if these contain a path or are long.
+    """Return the folder name of an evaluation: its changed settings ("again" if there are none), and perhaps a hash.
 
-    A path is shortened to the name of its file. The hash is computed from the absolute path. So it does not depend on
-    the current folder.
+    The hash is appended if the settings contain data.path or a slash, or are long. A path is shortened to the name of
+    its file. The hash is computed from the absolute path, so it does not depend on the current folder.
     """
     shown = [f"{PATH}{Path(path).name}" if (path := _path_of(setting)) else setting for setting in settings]
     name = ",".join(shown) or "again"

@@ -25,7 +25,7 @@ QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_
 IGNORED = ("query_concentration", "query_balanced")  # if query_counts is set
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "unknown", "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # settings data.* without effect on test tasks
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # without effect on test tasks of the same data
 BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
 FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
 NEEDED_SCORES = ("nll",)  # scores that every run has: a regression has no accuracy, and eval.joint=false no joint_nll
@@ -149,7 +149,10 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return the settings that define a row: no seeds, and for a regression none of the pretraining and of classes."""
+    """Return the settings that define a row, without pretrain.seed.
+
+    For a regression, all settings of pretraining and of classes are also left out.
+    """
     of_numbers = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
     idle = ("pretrain.seed",) if "accuracy" in run.per_task else of_numbers
     return {name: value for name, value in settings.items() if not name.startswith(idle)}

@@ -159,8 +159,8 @@ def line_style(number: int) -> dict[str, str]:
 def logarithmic(axis: Any) -> None:
     """Make the y axis logarithmic, with plain numbers at its ticks.
 
-    Ticks between powers of ten have numbers if the axis spans less than one power; if it spans less than two, only
-    those at 2 and 5.
+    If the axis spans less than one power of ten, all ticks between powers of ten have numbers. If the axis spans one to
+    two powers, only the ticks at 2 and 5 have numbers.
     """
     axis.set_yscale("log")
     low, high = axis.get_ylim()

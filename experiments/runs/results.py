@@ -80,7 +80,7 @@ def trained_weight(setup: RunSetup) -> Any:
 def division_of(setup: RunSetup) -> str | None:
     """Return how a data set is divided into splits: by "classes", by "rows", or "none" (all splits are equal).
 
-    The result is None for sources of tasks without splits.
+    The result is None for simulators, data=groups and data sets with several domains.
     """
     return setup.tasks.source.bank.division if isinstance(setup.tasks.source, BankSampler) else None
 

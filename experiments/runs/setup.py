@@ -77,8 +77,10 @@ def set_up(
 
     Args:
         config: the configuration of the run.
-        num_classes: number of classes that the learner is built for; None: the way of the tasks.
-        training: whether the training and validation splits are read too. If false, only the evaluation split is read.
+        num_classes: number of classes that the learner is built for. None: the way of the tasks; in a regression the
+            number of outputs.
+        training: whether the learner will be trained. If false, only the evaluation split must have enough data, and
+            parameters do not start at closed-form estimates.
         restore: loads the weights of a trained learner, in place of pretraining; None: untrained weights.
 
     Raises:
@@ -144,7 +146,8 @@ def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -
     if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
         raise UsageError(
             f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
-            f"train.num_tasks={config.train.num_tasks} and train.tasks_per_step={config.train.tasks_per_step}"
+            f"train.num_tasks={config.train.num_tasks} and train.tasks_per_step={config.train.tasks_per_step}; change "
+            "these settings, or set task.vary=false"
         )
 
 

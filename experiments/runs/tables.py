@@ -49,7 +49,7 @@ def _is_of_groups(results: Mapping[str, Any]) -> bool:
 
 
 def split_name(results: Mapping[str, Any]) -> str:
-    """Return the name of the evaluated split; for data=groups it is "training groups", or "test groups"."""
+    """Return the name of the evaluated split, such as "test"; for data=groups "training groups" or "test groups"."""
     groups = results.get("evaluated_groups")  # absent in results of earlier versions
     return {None: results["split"], "training": "training groups"}.get(groups, f"{results['split']} groups")
 

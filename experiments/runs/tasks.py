@@ -55,7 +55,7 @@ class HasConstants(Protocol):
     """Data with constant predictions (such as the grand mean), with which a regression is compared."""
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return squared errors [tasks] by the name of the constant; {} if constants are no useful baseline."""
+        """Return mean squared errors [tasks] by the name of the constant; {} if constants are no useful baseline."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RunTasks:
     def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
         """Return evaluation tasks with up to `most` additional classes, and the number of additional classes.
 
-        Each class has task.query queries. The result is None if the split has no more classes.
+        Each class has task.query queries. None for a regression, with base classes, and if the split has no others.
         """
         shape = replace(self.config.task, unknown=0)
         if self.source.num_targets or shape.base_query:

@@ -26,7 +26,7 @@ _stopped = False  # True in a worker that must not start another job
 def run_grid(jobs: Sequence[Job], workers: int, title: str, advice: str) -> None:
     """Run every unfinished job in parallel worker processes.
 
-    First one job of each data set runs, and fills the caches that the other jobs read.
+    First one job of each data set and backbone runs, and fills the caches that the other jobs read.
 
     Args:
         jobs: the jobs; finished jobs are skipped.
@@ -71,7 +71,8 @@ def _signals_blocked() -> Iterator[None]:
 def start_worker() -> None:
     """Initialise a worker process. After SIGTERM, the worker starts no further job. SIGINT stays blocked.
 
-    On Ctrl-C the main process sends SIGTERM to its workers. A spawned process has the default settings of malloc.
+    On Ctrl-C the main process sends SIGTERM to its workers. A spawned process has the default settings of malloc, so
+    `keep_freed_memory` is called in each worker.
     """
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _start_no_further_job)

@@ -129,7 +129,7 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
 
 
 def claim(folder: Path, name: str, advice: str) -> None:
-    """Reserve a folder for a study: write the name of the study to study.txt, if it is not there already.
+    """Reserve a folder for a study: write the name of the study to study.txt, unless the file has this name already.
 
     Args:
         folder: the folder of the study.

@@ -26,7 +26,8 @@ class Cell:
     Attributes:
         accuracy: share of the queries whose most probable class is correct [tasks].
         nll: negative log-likelihood, in nats per query [tasks].
-        bins: sums over confidence bins [tasks, bins, 3], for the calibration error.
+        bins: number of queries, summed confidence and number of correct queries in each confidence bin
+            [tasks, bins, 3].
         seed: seed of the training run whose learner predicts the task [tasks]; 0 without training.
         milliseconds: CPU time per task.
     """
@@ -45,7 +46,7 @@ def cell_in(
     temperature: float,
     batches: Iterable[Episodes],
 ) -> Cell:
-    """Read the scores of a method from a file, or compute and save them if the file has other settings.
+    """Read the scores of a method from a file. If there is no file with the same key, compute and save the scores.
 
     Args:
         path: the file.

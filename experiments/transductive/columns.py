@@ -42,7 +42,7 @@ class Column:
             yield stream.batch(start, min(start + BATCH, number))
 
     def marginal(self, bank: Bank) -> list[float]:
-        """Return mean shares of the classes among the queries of test tasks, from the most to the least frequent."""
+        """Return the shares of the classes among the queries, sorted within each test task and averaged over tasks."""
         counts = [
             torch.nn.functional.one_hot(episodes.query_y, self.shape.way).sum(1)
             for episodes in self.tasks(bank, "test", MARGINAL_TASKS)

@@ -37,7 +37,7 @@ class Deployable(Predicts):
         With an inductive guide, this call computes the posterior. With a transductive guide, every prediction computes
         the posterior anew from the queries of the call.
 
-        Predictions equal those of `predict` with the same seed. Make a new task after further training.
+        Predictions equal those of `predict` with the same num_samples and seed. Make a new task after further training.
 
         Args:
             support_x: inputs of S support points [S, *X], as in `predict`.
@@ -93,7 +93,7 @@ class Deployable(Predicts):
         Args:
             path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').
             num_classes: C. None: 0 in a regression, else the number of classes of a guide that fixes this number.
-            input_shape: *X. None: the input shape of the learner, which must not have axes of any size.
+            input_shape: *X. None: the input shape of the learner, if the size of each axis is fixed.
             num_samples: number of draws of the task weights w; unused if predictions have a closed form.
             seed: seed of the draws.
 
@@ -101,7 +101,8 @@ class Deployable(Predicts):
             The exported program, which is also in the file.
 
         Raises:
-            UsageError: torch cannot trace the learner, or ONNX lacks an operator. No file is then written.
+            UsageError: an argument is invalid, torch cannot trace the learner, or ONNX lacks an operator. No file is
+                then written.
         """
         check_num_samples(num_samples)
         check_seed(seed)

@@ -67,8 +67,8 @@ class Answer:
 class EncodedSupport:
     """The support set of one task. The constructor checks it, and computes what does not depend on the queries:
 
-    * the features of the support set, if features do not depend on the queries;
-    * also the posterior, if in addition the guide is inductive.
+    * the features of the support set, if they do not depend on the queries;
+    * the posterior, if neither the features nor the guide depends on the queries.
 
     Args:
         learner: the learner.
@@ -111,7 +111,7 @@ class EncodedSupport:
             data = self._learner.embedded(self.support.task(queries))
             return Answer(self._inferred(data), data, data.query_x)
         features = self._frame.embed(queries.unsqueeze(0))
-        for part in self._checks:  # as for learned features: queries may all be equal
+        for part in self._checks:  # learned=True permits queries that are all equal
             part.check_features(features.squeeze(0), learned=True)
         if self._once is not None:
             return Answer(self._once, self._frame.support, features)

@@ -21,7 +21,7 @@ from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.validation.structure import fits, words_of_shape
 
-SIZES = (3, 4), (5, 9)  # support points per class, and queries: of the task that is traced, and of one for a check
+SIZES = (3, 4), (5, 9)  # (support points per class, queries) of the task that is traced, and of the task for a check
 SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 CLOSE = {torch.float64: 1e-8}  # largest error of the check, relative and absolute; of other types 1e-4
 

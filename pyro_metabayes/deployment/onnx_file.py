@@ -13,7 +13,7 @@ from pyro_metabayes.errors import UsageError
 
 PACKAGES = ("onnx", "onnxscript")  # that torch.onnx.export imports
 INPUTS = ["support_x", "support_y", "query_x"]
-OUTPUTS = {2: ["probabilities", "spread"], 4: ["mean", "sd", "lower", "upper"]}  # by number
+OUTPUTS = {2: ["probabilities", "spread"], 4: ["mean", "sd", "lower", "upper"]}  # names, by the number of outputs
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:

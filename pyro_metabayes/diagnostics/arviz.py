@@ -16,7 +16,7 @@ def to_arviz(draws: PredictiveDraws) -> Any:
 
     The object has these groups:
 
-        posterior, prior: the task weights w.
+        posterior, prior: the draws of the task weights w, one variable per latent site.
         posterior_predictive, prior_predictive: the drawn query labels.
         observed_data: the observed query labels.
         constant_data: the query mask, True for an unmasked query.

@@ -67,29 +67,29 @@ def best_in_family(
 ) -> TorchDistribution:
     """Find q*, the member of the variational family of q with the largest ELBO, for each task by Adam.
 
-    The type of q defines the family:
+    If the guide has the method `family_of`, this method defines the family, and Adam starts at q. Otherwise the type of
+    q defines the family:
 
         Normal: factorised Gaussians.
-        LowRankPrecision: Gaussians with the low-rank term of the precision of q.
-        MultivariateNormal, LowRankMultivariateNormal: Gaussians with independent rows of w.
-        any other type: the family that the method `family_of` of the guide defines.
+        LowRankPrecision: Gaussians whose precision is diagonal plus low rank, with the rank of q.
+        MultivariateNormal: Gaussians with independent rows of w.
+        LowRankMultivariateNormal: Gaussians with independent rows of w, whose covariance is diagonal plus low rank.
 
-    For Gaussian families, Adam runs twice: from the moments of the prior, and from q. Each task gets the better result.
-    For other families, Adam runs only from q.
+    For these families Adam runs twice, from the moments of the prior and from q. Each task gets the better result.
 
     Args:
         target: the prior and the log-likelihood of T tasks.
         q: the approximate posterior of the guide, batch [T].
         steps: number of steps of Adam.
         num_samples: draws of w per step.
-        rate: initial learning rate of Adam, in units of the sd of the prior.
+        rate: initial learning rate of Adam; for a Gaussian family, of parameters in units of the sd of the prior.
         guide: the guide that computed q; needed only if q is not Gaussian.
 
     Returns:
         q*, batch [T].
 
     Raises:
-        UsageError: q is not Gaussian and the guide has no `family_of`; or q has no reparametrised draws.
+        UsageError: q is not Gaussian and the guide has no `family_of`; or the family has no reparametrised draws.
     """
     if isinstance(guide, HasFamily):
         start, build = guide.family_of(q)
@@ -130,7 +130,8 @@ def _ascend(
 def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
     """Return the start values of Adam, and a function from parameters to a distribution.
 
-    The parameters are in units of the sd of the prior. With `at_prior`, the start values come from the prior, not q.
+    The parameters are in units of the sd of the prior. With `at_prior`, the start values come from the prior instead of
+    q, except low-rank factors.
     """
     family: Any = innermost(q)
     loc, scale = target.loc, target.scale

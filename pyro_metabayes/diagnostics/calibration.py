@@ -34,7 +34,8 @@ class Reliability:
     """Reliability diagram: accuracy as a function of confidence, in B = 15 bins of equal width.
 
     The confidence of a query is the probability of its most probable class. The half width of a 95% interval is 1.96 sd
-    over bootstrap resamples of tasks. Empty bins are NaN. (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
+    over bootstrap resamples of tasks. Confidence and accuracy of an empty bin are NaN. (Naeini, Cooper and Hauskrecht
+    2015; Guo et al. 2017.)
 
     Attributes:
         confidence: [B], mean confidence of the queries in each bin.
@@ -105,7 +106,7 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Compute the coverage [T, levels] of central predictive intervals; `bounds` are `Predictions.pit_bounds`."""
+    """Compute the coverage [T, levels] of central predictive intervals; `bounds`: P(label < y) and P(label <= y)."""
     return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
@@ -142,7 +143,7 @@ def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
     """Compute the calibration metrics (`calibration_of`) of guide.posterior on all T tasks of the batches.
 
     `num_samples` is the number of draws of w per task; a predictive distribution in closed form needs none. With L
-    draws, the coverage of a 90% interval is too small by about 1 / (2L), even for the exact posterior.
+    draws, the coverage of a 90% interval is too small by up to about 1 / L, even for the exact posterior.
     """
     gathered: dict[str, list[Tensor]] = {}
     for episodes in map(learner.featured, batches):

@@ -90,7 +90,7 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
             log-likelihood of the batch, from one draw per task. A KL without a closed form is a mean over many draws.
         posterior_variance of site NAME, kl of site NAME: for each latent site of a Joint q; kl is the sum over sites.
         posterior_variance_error, kl_error: Monte-Carlo standard errors of values that are estimated from draws.
-        kl_variational_bound, kl_convexity_bound: closed-form upper bounds on the KL, if the prior is a mixture.
+        kl_variational_bound, kl_convexity_bound: closed-form upper bounds on the KL of a normal q to a mixture prior.
     """
     if not has_density(q):
         return {}

@@ -21,7 +21,7 @@ ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
 SITE = " of site "  # separates a spread from the name of a latent site, as in "kl of site w"
 Metrics = dict[str, Any]
-Metric = Callable[[Mapping[str, Tensor]], float | int | bool | dict[str, float] | None]  # from spreads
+Metric = Callable[[Mapping[str, Tensor]], float | int | bool | dict[str, float] | None]  # function of all spreads
 
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}  # verdicts in tables
 
@@ -31,14 +31,14 @@ def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _mean_of(name: str) -> Metric:
-    """Return the metric: mean over tasks of the spread `name`."""
+    """Return a metric that computes the mean over tasks of the spread `name`."""
     return lambda spread: _mean(spread, name)
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Return the metric: sqrt(mean of the spread `numerator` / mean of the spread `denominator`), means over tasks.
+    """Return a metric that computes sqrt(mean of the spread `numerator` / mean of the spread `denominator`).
 
-    Without `denominator`, the metric is sqrt(mean of the spread `numerator`).
+    The means are over tasks. Without `denominator`, the metric is sqrt(mean of the spread `numerator`).
     """
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
@@ -49,7 +49,7 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
 
 
 def _mean_error(name: str) -> Metric:
-    """Return the metric: Monte-Carlo standard error of the mean of the spread `name` over tasks."""
+    """Return a metric that computes the Monte-Carlo standard error of the mean over tasks of the spread `name`."""
 
     return lambda spread: _pooled(spread, name)
 
@@ -60,7 +60,7 @@ def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _rms_error(name: str) -> Metric:
-    """Return the metric: first-order Monte-Carlo standard error of sqrt(mean of the spread `name` over tasks)."""
+    """Return a metric that computes the first-order Monte-Carlo standard error of sqrt(mean of the spread `name`)."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         error, mean = _pooled(spread, name), _mean(spread, name)
@@ -70,7 +70,7 @@ def _rms_error(name: str) -> Metric:
 
 
 def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
-    """Return the metric {site: function(mean over tasks)} of the spread `name` of each site; None for a single site."""
+    """Return a metric {latent site: function(mean over tasks of the spread `name` of the site)}; None for one site."""
 
     def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
         sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
@@ -85,7 +85,7 @@ def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
 
 
 def _collapsed(name: str) -> Metric:
-    """Return the metric: whether the mean over tasks of the mutual information `name` is below 0.05 nats."""
+    """Return a metric that says whether the mean over tasks of the mutual information `name` is below 0.05 nats."""
 
     def metric(spread: Mapping[str, Tensor]) -> bool | None:
         information = _mean(spread, name)

@@ -24,7 +24,7 @@ from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.prediction.moments import moments_of
 
 COUNTS = (1, 10, 100, 1000, 10_000)  # draws of an importance-weighted bound
-CHUNK = 500  # draws per evaluation of the weights
+CHUNK = 500  # draws per evaluation of the importance weights
 
 
 def check_density(q: TorchDistribution) -> None:

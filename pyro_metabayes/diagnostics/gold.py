@@ -1,7 +1,8 @@
 """Gold posteriors: draws by NUTS from the exact posterior of single tasks in the trained generative model.
 
-There are two targets. p(w | support) gives the exact inductive predictions of the model. p(w | support and query) is
-the target of a training posterior; do not evaluate its query predictions. (NUTS: Hoffman and Gelman 2014.)
+Draws from p(w | support) give the exact inductive predictions of the model. p(w | support and query) is the target of a
+training posterior. Do not evaluate predictions for the queries under it, since it has seen their labels. (NUTS: Hoffman
+and Gelman 2014.)
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     """Draw w from the exact posterior of each task by NUTS.
 
     NUTS samples z = (w - mean) / sd, where mean and sd are those of the prior. For a latent with several sites, or a
-    site that is not real, `coordinates_of` defines z. Without labels, w is drawn from the prior.
+    site that is not real, `coordinates_of` defines z. If the target has no labels, w is drawn from the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:

@@ -62,7 +62,8 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
     The queries of each task are split into two query sets d and b. q is the training posterior.
 
     Returns:
-        None for a point estimate, otherwise values by name. The first four are upper bounds in nats per task:
+        None for a point estimate, otherwise values by name. `refitted_prior`, `other_tasks` and `below` are None unless
+        q is a factorised Gaussian. The first four values are upper bounds in nats per task:
         prior: mean KL of q to the prior; None for a flat prior.
         refitted_prior: mean KL of q to a Gaussian. The Gaussian for one half of the tasks has the moments of the
             aggregate posterior of the other half.
@@ -70,15 +71,15 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
             q_t to the mixture of the other posteriors. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
         second_set: mean KL(q(w | d), q(w | b)). This bounds I_q(w; d | t), the information beyond task t. A bound on
             I_q(w; d | t) suffices for the bound on the gap.
-        least: the smallest of the four upper bounds.
+        least: the smallest of these upper bounds, at least 0.
         below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t), from one draw w_t per task.
             In nats, at most log T. (Poole et al. 2019)
-        monte_carlo_error: standard errors of `prior` and `second_set`; None for closed forms.
+        monte_carlo_error: {prior, second_set}, standard errors due to draws of w; None for a closed form.
         gap: {mean, ci95} over tasks of the loss on b minus the loss on d, in nats per query.
         sigma: half the range of the loss (Hoeffding); None for an unbounded loss.
         queries: n, the smallest number of queries in d over tasks.
         bound: sqrt(2 sigma^2 least / n), an upper bound on |gap|.
-        tightness: |gap| / bound.
+        tightness: |gap| / bound; None without a bound.
     """
     gathered: dict[str, list[Tensor]] = {}
     sigma, num_queries = None, math.inf

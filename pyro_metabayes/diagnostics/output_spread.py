@@ -22,9 +22,10 @@ from pyro_metabayes.seeding import restored_noise
 def output_spread(drawn: Drawn, mask: Tensor) -> Spread:
     """Measure the variation of the predictions over L draws of w, one value per task [T].
 
-    The L draws may form a Latin square (distributions/latin_square.py). Such draws are dependent, which changes two
-    estimates. Variances are divided by L instead of L - 1, because the mean of the draws has no first-order error. The
-    squared error of `information` is multiplied by 2 C for C classes, which gives an upper bound.
+    The L draws may form a Latin square (distributions/latin_square.py). Such draws are dependent, which changes three
+    estimates. `logit_variance` and `information` are divided by L instead of L - 1, because the mean of the draws has
+    no first-order error. `information_error` is multiplied by (L - 1) / L and by sqrt(2 C) for C rows of w, which gives
+    an upper bound.
 
     Args:
         drawn: the likelihood under the draws of w, batch [L, T, Q], and how the draws share noise.

@@ -103,7 +103,7 @@ def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None)
     support_y = episodes.support_y
     if episodes.support_x.shape[1] and (truth is not None or not model.given_support):
         support_y = model.likelihood(w, episodes.support_x, observed).sample().to(support_y.dtype)
-    # Levels are drawn as int64, but labels that are numbers have a floating-point type.
+    # The ordered-logistic likelihood draws int64 levels, but the labels of its data are floating-point numbers.
     query_y = model.likelihood(w, episodes.query_x, observed).sample().to(episodes.query_y.dtype)
     return w, replace(episodes, support_y=support_y, query_y=query_y)
 
@@ -123,8 +123,8 @@ class Uniformity:
     Attributes:
         p_values: [K], one p-value per scalar.
         difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at the ranks r = 0, ..., L - 1.
-        lower, upper: [L], simultaneous band. If the ranks are uniform, a difference leaves the band with probability
-            `rate`.
+        lower, upper: [L], simultaneous band. If the ranks of a scalar are uniform, their curve `difference` leaves the
+            band at some r with probability `rate`.
         rate: error rate of the test.
         flagged: whether one of the K scalars has p < rate / K. An exact posterior is flagged with probability at most
             `rate`.

@@ -101,7 +101,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def missing_package(package: str, extra: str) -> UsageError:
-    """Return the error for a missing package of a logger; `extra` is the name of the logger."""
+    """Return the error for a missing package of a logger; `extra` is the name of the logger and of the pip extra."""
     return UsageError(
         f"expected the package {package} for logger={extra}, not found; run: pip install 'pyro_metabayes[{extra}]'"
     )

@@ -80,7 +80,7 @@ def entropy_threshold(predictions: OpenSetPredictions) -> Tensor:
 
 def _values(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
     values = score.values(predictions)
-    assert values is not None  # `_defined` of the entry in the registry
+    assert values is not None  # only defined scores are computed (`Score.defined`)
     return values
 
 

@@ -9,7 +9,7 @@ from pyro_metabayes.errors import check_choice
 from pyro_metabayes.storage.checksums import refuse_other
 
 FOLDER = Path(__file__).parent
-# {NAME: SHA-256 checksum of NAME.pt}; `python -m experiments.pretrain_learner NAME` writes these files.
+# {NAME: SHA-256 checksum of NAME.pt}. `python -m experiments.pretrain_learner NAME --out DIR` trains such a learner.
 CHECKSUMS = {
     "transductive": "b5e739f7423fcdb167b0bc964b2ea0693e47a5f5f47b18eb784b48edd7b4bb5f",
     "inductive": "e4a907506ce432660c6c4a6d540c02a163d684af468ca76260273a2fc7e21155",

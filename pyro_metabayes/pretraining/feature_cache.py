@@ -24,7 +24,7 @@ from pyro_metabayes.storage.untrusted import expecting
 
 
 def weights_path(name: str, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> Path:
-    """Return the path of the cached pretrained weights of a backbone. It depends on all arguments.
+    """Return the path of the cached pretrained weights of a backbone, which depends on all arguments except views.
 
     Args:
         name: name of the backbone, the start of the file name.

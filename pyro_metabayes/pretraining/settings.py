@@ -18,7 +18,7 @@ class PretrainSettings:
     learning_rate: float = 0.2  # largest learning rate of the schedule
     schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a factor of 0.1 at each milestone
     warmup: int = 0  # for schedule=steps: number of epochs of the warm-up
-    milestones: list[int] = field(default_factory=list)  # for schedule=steps: epochs, counted from the first
+    milestones: list[int] = field(default_factory=list)  # for schedule=steps: numbers of epochs before each drop
     momentum: float = 0.9  # Nesterov momentum
     weight_decay: float = 5e-4  # L2 penalty: this factor times the parameters is added to the gradient
     shift: int = 2  # augmentation: largest translation in pixels
