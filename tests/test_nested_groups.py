@@ -16,6 +16,7 @@ from pyro_metabayes import UsageError
 from pyro_metabayes.data.sources.formula import roles_of_formula
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
+from pyro_metabayes.experiments.cli.config import saved_config
 from tests.commands import call, ran, results_of
 
 SCHOOLS = 10
@@ -226,6 +227,14 @@ def test_another_file_is_read_with_the_size_of_the_training(run: Path, monkeypat
     assert "expected at most 4 inner groups in a group, as in the data of the run, got 5 in 'x'" in (
         call("predict", "run", "many.csv", "--out", "p.csv").error
     )
+
+
+def test_groups_are_repeated_when_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path)
+    ran("run", *COLUMNS, *TRAINING, "guide=exact", "hydra.run.dir=run")
+    ran("run", "resume=run", "data.group=[school,class]", "train.steps=2")
+    assert saved_config(Path("run"), ["data.group=[school,class]"]).data["group"] == ["school", "class"]
 
 
 def test_names_that_repeat_are_noted(tmp_path: Path) -> None:

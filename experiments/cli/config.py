@@ -17,7 +17,7 @@ from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.settings import EvalSettings
-from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of, owner_of
+from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of, literal_value, owner_of
 from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.specification.parts import PARTS
@@ -156,8 +156,8 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     others = [override for override in overrides if override not in texts]
     merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(others))
     assert isinstance(merged, DictConfig)
-    for key, _, text in (override.partition("=") for override in texts):
-        OmegaConf.update(merged, key, text)  # as it is written: from_dotlist would read it as YAML
+    for override in texts:  # as they are written: from_dotlist would read them as YAML
+        OmegaConf.update(merged, key_of(override), literal_value(override))
     return config_from(merged)
 
 

@@ -100,4 +100,11 @@ def unquoted(override: str) -> str:
     key = key_of(override)
     if key not in LITERALS:
         return override.lstrip("+")
-    return f"{key}={OverridesParser.create().parse_override(override).value()}"
+    value = OverridesParser.create().parse_override(override).value()
+    return f"{key}=[{','.join(map(str, value))}]" if isinstance(value, list) else f"{key}={value}"
+
+
+def literal_value(override: str) -> str | list[str]:
+    """Return the value of an argument NAME=VALUE of a setting in LITERALS: a list for data.group=[a,b], else a text."""
+    key, _, text = override.partition("=")
+    return text[1:-1].split(",") if key == "data.group" and LIST.fullmatch(text) else text
