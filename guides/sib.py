@@ -29,7 +29,7 @@ class Guide(pyro_metabayes.Guide):
 
     yhat_i = outputs(w, x_i) are the logits of query i at w = theta^k + sigma eps, with eps ~ N(0, I). xi predicts the
     gradient of the loss in yhat_i, without the query label. p_psi is the prior. The steps change theta only, not sigma.
-    This is eq. 9 with a sum over queries instead of a mean, as in the ICLR version.
+    This is eq. 9 with a sum over queries instead of a mean, as in the released code.
 
     Args:
         num_steps: number of inner steps K.
@@ -107,7 +107,7 @@ class Guide(pyro_metabayes.Guide):
     def start_at_classes(self, weights: Tensor) -> None:
         """Set the start lambda to weights [classes, features] of a cosine classifier, before training.
 
-        All tasks have the classes of this classifier. Has an effect only with initialisation=global.
+        All tasks have the classes of this classifier. The method has an effect only with initialisation=global.
         """
         if isinstance(self.start, LearnedPoint):
             self.start.start_at_classes(self.model, weights)

@@ -23,7 +23,7 @@ from pyro_metabayes.transductive.distances import distance_logits, distance_pull
 class Guide(pyro_metabayes.Guide):
     """Point estimate at the class centroids m after K steps of Adam, which start at the class means.
 
-    q(w | support, x_query) = delta(m). The steps minimise, with p_i = softmax_c(-tau/2 |x_i - m_c|^2),
+    q(w | support, x_query) = delta(m^K). The steps minimise, with p_i = softmax_c(-tau/2 |x_i - m_c|^2),
 
         support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i).
 
@@ -33,8 +33,8 @@ class Guide(pyro_metabayes.Guide):
 
         H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1).
 
-    Only the scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the predictions are the
-    published predictions.
+    Only the scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the predictions are p_i at
+    m^K, as published.
 
     Args:
         num_steps: number of steps K of Adam.

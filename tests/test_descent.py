@@ -381,7 +381,7 @@ def test_settings_out_of_range_are_refused(pair: Pair, message: str) -> None:
 @pytest.mark.parametrize("name", ["laplace", "abml"])
 def test_a_prior_that_is_no_gaussian_is_refused(name: str) -> None:
     learner = Pair(name, "mixture", "linear").learner()
-    with pytest.raises(UsageError, match=f"expected a Gaussian prior for guide={name}, got MixtureSameFamily"):
+    with pytest.raises(UsageError, match=f"expected a diagonal Gaussian prior for guide={name}, got MixtureSameFamily"):
         learner(random_tasks())
 
 

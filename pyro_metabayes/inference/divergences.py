@@ -157,10 +157,10 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Raise a UsageError if the prior is not Gaussian; `needed_by` is the setting for the message (guide=abml)."""
+    """Raise a UsageError if the prior is not a diagonal Gaussian; `needed_by` is the setting in the message."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
-        raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
+        raise UsageError(f"expected a diagonal Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
