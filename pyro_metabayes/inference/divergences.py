@@ -34,7 +34,7 @@ def innermost(distribution: Any) -> Distribution:
 
 
 def has_density(distribution: Any) -> bool:
-    """Return whether a distribution has a density: all except a point estimate (Delta) and the flat prior."""
+    """Return whether a distribution has a density: false for a point estimate (Delta) and for the flat prior."""
     if isinstance(distribution, Joint):
         return all(map(has_density, distribution.examples.values()))
     inner = innermost(distribution)
@@ -66,7 +66,7 @@ def density_error(error: Exception) -> Exception:
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q; log q(w) of a Delta is `q.log_density`."""
+    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q. For a Delta q, log q(w) is q.log_density."""
     return log_density(q, w) - log_density(p, w)
 
 
