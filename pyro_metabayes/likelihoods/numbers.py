@@ -44,7 +44,8 @@ class NumberPredictions(Predictions):
         information_error: bound on the standard error of information, the sum of the errors of the components.
         """
         variance = cls.standardised(family).var(0)
-        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
+        # The standard error of v is v sqrt(2 / (L - 1)).
+        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))
         return {
             "logit_variance": variance.mean(-1),
             "information": 0.5 * variance.log1p().sum(-1),
