@@ -52,7 +52,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if step_size <= 0 or scale <= 0:
-            raise UsageError(f"expected guide.step_size and scale > 0, got {step_size=} and {scale=}")
+            raise UsageError(f"expected guide.step_size > 0 and scale > 0, got {step_size=} and {scale=}")
         self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
 

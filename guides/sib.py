@@ -81,7 +81,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         check_balance(balance, model)
         if min(inner_kl, inner_samples) < 0:
-            raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl=} and {inner_samples=}")
+            raise UsageError(f"expected guide.inner_kl >= 0, inner_samples >= 0, got {inner_kl=} and {inner_samples=}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.balance = balance
         self.transductive = num_steps > 0 or balance == "known"  # the start does not depend on the queries

@@ -65,7 +65,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if min(rotation_step_size, rotation_weight) < 0:
             got = f"{rotation_step_size=} and {rotation_weight=}"
-            raise UsageError(f"expected guide.rotation_step_size and rotation_weight >= 0, got {got}")
+            raise UsageError(f"expected guide.rotation_step_size >= 0 and rotation_weight >= 0, got {got}")
         self.rotation_weight, self.num_classes = rotation_weight, num_classes
         self.transductive = num_steps > 0 or rotation_step_size > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)

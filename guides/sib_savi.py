@@ -68,7 +68,7 @@ class Guide(pyro_metabayes.Guide):
         check_choice("guide.posterior", posterior, ("normal", "amortized"))
         if min(label_precision, between) < 0:
             got = f"{label_precision=} and {between=}"
-            raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")
+            raise UsageError(f"expected guide.label_precision >= 0 and between >= 0, got {got}")
         self.transductive = num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)

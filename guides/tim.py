@@ -65,7 +65,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if num_steps < 1 or min(step_size, temperature, alpha) <= 0:
             got = f"{num_steps=}, {step_size=}, {temperature=} and {alpha=}"
-            raise UsageError(f"expected guide.num_steps >= 1, step_size, temperature and alpha > 0, got {got}")
+            raise UsageError(f"expected guide.num_steps >= 1, step_size > 0, temperature > 0, alpha > 0, got {got}")
         linear_head(model, "guide=tim")
         self.num_steps, self.step_size, self.temperature, self.alpha = num_steps, step_size, temperature, alpha
         self.weights = support_weight, marginal_weight, conditional_weight

@@ -179,7 +179,7 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
-        raise UsageError(f"expected the model of {by}, which has the same name, got {name}; remove the setting model=")
+        raise UsageError(f"expected model={by.removeprefix('guide=')} for {by}, got {name}; remove the setting model=")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
 
