@@ -1,4 +1,4 @@
-"""ABML (amortized Bayesian meta-learning): the inner loop fits a Gaussian posterior by Bayes by backprop.
+"""ABML (amortized Bayesian meta-learning): gradient steps on the support set fit a Gaussian posterior.
 
 Ravi and Beatson, "Amortized Bayesian Meta-Learning", ICLR 2019.
 """
@@ -27,14 +27,15 @@ class Guide(pyro_metabayes.Guide):
         (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) },    n = number of support points.
 
     The step size is eta for log sigma. For mu it is eta / (1 + eta inner_kl / (n (sigma^0)^2)), i.e. the step on the KL
-    is implicit. The outer loss is the negative ELBO of the support and query labels together, plus the hyperprior term
+    is implicit. The outer loss is the negative ELBO of all labels (model.observe=all) plus the hyperprior term
 
         -hyper_weight log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)].
 
     Args:
         num_steps: number of inner steps K.
-        step_size: step size eta on the mean loss over the support points, in units of `Model.loss_unit`.
-        learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
+        step_size: eta for classes. In a regression eta is 2 noise^2 step_size, so that step_size refers to the mean
+            squared error.
+        learn_step_size: whether the step size is learned. A fixed step size may be changed at evaluation.
         inner_samples: number of Monte-Carlo samples of w per inner step.
         inner_kl: weight of the KL in an inner step. Choose it below 1: the full KL outweighs a few support points.
         hyper_weight: weight of the hyperprior, in nats per task: 1 / (number of training tasks); 0 for unlimited tasks.
@@ -42,7 +43,7 @@ class Guide(pyro_metabayes.Guide):
         rate: rate of the Gamma hyperprior on the precisions of the prior.
 
     Raises:
-        UsageError: a setting is out of range, or the prior is not Gaussian.
+        UsageError: a setting is out of range, or the prior is not a diagonal Gaussian.
     """
 
     log_step_size: Tensor
@@ -90,7 +91,7 @@ class Guide(pyro_metabayes.Guide):
         if not self.hyper_weight:
             return {}
         prior = innermost(self._prior(episodes))
-        loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # the same row for every class
+        loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # of class 0: prior=gaussian has equal rows
         standard = Normal(torch.zeros_like(loc), 1.0)
         log_prob = standard.log_prob(loc) + Gamma(self.shape, self.rate).log_prob(precision)
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}

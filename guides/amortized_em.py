@@ -26,14 +26,14 @@ class Guide(pyro_metabayes.Guide):
 
     q(w | support, x_query) = delta(w^K). w^K classifies by the class means after K steps.
 
-    The E-step is a network. The inputs of the network are a query, the neighbours of the query, and the share of the
-    queries in each class. The rates of the M-step and the temperature of the predictions are learned functions of
-    statistics of the task (`AmortizedSteps`). No parameter depends on the number of features or of classes. So one
-    guide serves any features, way, shot and number of queries. The features must have unit length, such as those of
-    backbone=task_frame.
+    The E-step is a network. For each query and class, the network receives the cosine of the query with the class mean,
+    the labels of the neighbours of the query, and the share of the queries in the class. The rates of the M-step and
+    the temperature of the predictions are learned functions of statistics of the task (`AmortizedSteps`). No parameter
+    depends on the number of features or of classes. So one guide serves any features, way, shot and number of queries.
+    The features must have unit length, such as those of backbone=task_frame.
 
-    In training, the number of steps is random between K/2 and 3K/2, and every step has a loss. The class shares count
-    as known in a quarter of the tasks with balanced queries.
+    In training, the number of steps is random between K/2 and 3K/2, and the loss includes the predictions after every
+    step. On average, a quarter of the tasks with balanced queries are treated as tasks with known class shares.
 
     Args:
         num_steps: number of EM steps K.
@@ -44,7 +44,7 @@ class Guide(pyro_metabayes.Guide):
                 Predictions need at least as many queries as classes.
 
     Raises:
-        UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.
+        UsageError: a setting is out of range, the head is not linear, or the model also predicts base classes.
     """
 
     transductive = True
@@ -76,12 +76,12 @@ class Guide(pyro_metabayes.Guide):
         with drawing():  # no task axis: equal on all processes
             number = int(torch.randint((self.num_steps + 1) // 2, 3 * self.num_steps // 2 + 1, ()))
             some = bool(torch.rand(()) < 0.5)
-        known = _told(episodes) if some else None
+        known = _chosen_balanced(episodes) if some else None
         *self._earlier, last = self.steps.path(episodes.observed(), number, known)
         return self._classifier(last)
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Return half the mean loss of all steps but the last [tasks]; {} outside training.
+        """Return half the mean loss of all steps except the last [tasks]; {} if there are none, as outside training.
 
         The loss of a step is the NLL per query divided by log(number of classes), as for objective=mean_score.
         """
@@ -104,15 +104,15 @@ class Guide(pyro_metabayes.Guide):
     def _weights(self, classifier: Directions) -> Tensor:
         """Return weights of the head, [tasks, classes, features + 1], that reproduce the logits of the classifier.
 
-        The head multiplies its logits by a scale. So the weights are divided by this scale.
+        The head multiplies logits by a scale. So the weights are divided by this scale.
         """
         head = linear_head(self.model, "guide=amortized_em")
         return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 
-def _told(episodes: Episodes) -> Tensor:
+def _chosen_balanced(episodes: Episodes) -> Tensor:
     """Return 1 for a random half of the tasks with equally many queries per class, 0 for all other tasks, [tasks]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
-    told = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0
-    return ((counts.amax(1) == counts.amin(1)) & told).to(episodes.query_x.dtype)
+    chosen = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0
+    return ((counts.amax(1) == counts.amin(1)) & chosen).to(episodes.query_x.dtype)

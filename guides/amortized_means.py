@@ -31,11 +31,12 @@ NUM_STATISTICS = 7
 class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier: the sum of class means and a ridge regression on the support set.
 
-    q(w | support) = delta(w), where class c of C has the weights
+    q(w | support) = delta(w). For a query x, class c of C has the logit w_c . x with
 
         w_c = s m_c / |m_c| + r sum_j a_jc x_j,    a = (X X^T + lambda I)^-1 (Y - 1/C).
 
-    m_c is the mean of class c. X [support points, features] holds the support points x_j, and Y their one-hot labels.
+    m_c is the mean of class c. X [support points, features] holds the support points x_j. Y [support points, C] holds
+    the one-hot labels.
 
     The scales s, r and lambda are learned functions of statistics of the support set. These statistics are the way, the
     shots, and the lengths and cosines of the class means. backbone=task_frame adds further statistics. No parameter

@@ -25,9 +25,9 @@ class Guide(pyro_metabayes.Guide):
         avg_c = prototype of class c,
         att_c = mean over the support points x_i of class c of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b.
 
-    u_b are the weights of base class b, scaled to unit length. k_b is a learned key of base class b, a vector of
-    features. phi_avg and phi_att are learned vectors of the size of u_b, starting at 1. Q is a learned affine map,
-    starting near the identity. The base classes are those of model=lwof.
+    u_b are the weights of base class b, scaled to unit length. k_b is a learned key of base class b, with one entry per
+    feature. phi_avg and phi_att are learned vectors of the size of u_b, starting at 1. Products with them are
+    elementwise. Q is a learned affine map, starting near the identity. The base classes are those of model=lwof.
 
     Args:
         scale: inverse temperature of the attention before training. The inverse temperature is learned.

@@ -32,14 +32,15 @@ class Guide(pyro_metabayes.Guide):
     P_c is the mean of class c in the support set. The sums are over the support points of class c and the Z most
     confident queries with pseudo-label c. The pseudo-label of a query is the class with the largest cosine.
 
-    The logit of class c for a query x is (x + xi) . P'_c, with P'_c scaled to unit length. The weights of the head
-    represent xi . P'_c as a term per class. The predicted class is the class with the largest cosine, as published.
-    Probabilities differ from the paper, whose logits also divide by |x + xi|.
+    The logit of class c for a query x is proportional to (x + xi) . P'_c, with P'_c scaled to unit length, up to a term
+    common to all classes. The weights of the head represent xi . P'_c as a term per class. The predicted class is the
+    class with the largest cosine, as published. Probabilities differ from those of the paper, which divides the logits
+    by |x + xi| too.
 
     Args:
         most_confident: number Z of queries per class that enter the prototypes.
-        sharpness: factor eps of the cosines in w_ic before training. The factor is learned. The paper uses 10. Features
-            with small cosines need about 1.
+        sharpness: factor eps of the cosines in w_ic before training. The factor is learned. The paper uses 10. For
+            features with small cosines about 1 is better.
         balance: whether the class shares of the queries are known.
             `unknown`: as published.
             `known`: each class has equally many queries. Pseudo-labels and predictions are projected to equal shares.
@@ -81,7 +82,7 @@ class Guide(pyro_metabayes.Guide):
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
         """Return whether a query is among the most confident queries with pseudo-label c, [tasks, queries, classes].
 
-        Each class has at most `most_confident` such queries, or more if confidences are equal.
+        These are at most `most_confident` queries per class, or more if confidences are equal.
         """
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)

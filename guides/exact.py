@@ -12,8 +12,9 @@ from pyro_metabayes.inference.capabilities import Conjugate
 class Guide(pyro_metabayes.Guide):
     """Exact posterior p(w | labels) over the task weights w, in closed form.
 
-    Predictions use the labels of the support set. Training uses the labels that `model.observe` names. The sampled ELBO
-    equals the log evidence for every sample. So training of the prior is empirical Bayes without approximation.
+    Predictions use the labels of the support set. Training uses the labels that the setting model.observe selects:
+    "query", "support" or "all". The sampled ELBO equals the log evidence for every sample. So training of the prior is
+    empirical Bayes without approximation.
 
     Raises:
         UsageError: the model has no exact posterior.

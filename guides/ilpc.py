@@ -33,10 +33,10 @@ class Guide(pyro_metabayes.Guide):
         P = transport plan nearest to Z^power; the total of a class is its number of queries still to be labelled,
         l_i = loss of point i with the label argmax P_i, averaged over the training of a linear classifier.
 
-    W is the graph of nearest neighbours, with edges of weight cosine^3. In each class, the `per_class` unlabelled
-    queries with the smallest l_i then receive the label argmax P_i. Each class is assumed to have equally many queries.
-    The posterior is delta(w), where the logits of w are P times the learned scale of the head. The logits are exact if
-    a task has at most (number of features + 1) points, else a least-squares fit.
+    W is the normalised adjacency matrix of nearest neighbours, with edge weights cosine^3. In each class, the
+    `per_class` unlabelled queries with the smallest l_i then receive the label argmax P_i. Each class is assumed to
+    have equally many queries. The posterior is delta(w). The logits of w are the last P_i times the learned scale of
+    the head, almost exactly for at most (number of features + 1) points per task. For more points they are a ridge fit.
 
     Args:
         num_neighbours: number of neighbours of each point in the graph.

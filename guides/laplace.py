@@ -24,22 +24,23 @@ class Guide(pyro_metabayes.Guide):
         q(w | support) = N(theta^K, (Lambda + GGN)^-1),
         theta^{k+1} = theta^k + a (1 + a Lambda)^-1 (grad_w log p(y_support | theta^k) - Lambda (theta^k - theta^0)),
 
-    where a = eta / n for n support points. GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix at theta^K.
-    J_i is the derivative of the outputs of support point i with respect to w. L_i is the Fisher information of the
-    label of point i about the outputs.
+    where a = eta / n for classes and a = 2 noise^2 eta / n in a regression, with n support points. GGN = sum_i J_i^T
+    L_i J_i is the generalised Gauss-Newton matrix at theta^K. J_i is the derivative of the outputs of support point i
+    with respect to w. L_i is the Fisher information of the label of point i about the outputs.
 
-    The step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. The entropy of q is -1/2 log
-    det(Lambda + GGN) up to a constant. This term of the ELBO is the correction of LLAMA with weight 1. Sampling and
-    log det factorise a matrix with one row and column per support point and output.
+    The step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. The negative ELBO contains
+    minus the entropy of q, 1/2 log det(Lambda + GGN) up to a constant. This is the correction of LLAMA with weight 1
+    and the curvature on the support set. Sampling and log det factorise a matrix with one row per support point and
+    output.
 
     Args:
         num_steps: number of inner steps K.
-        step_size: step size eta on the mean loss over the support points, in units of `Model.loss_unit`.
+        step_size: step size eta on the mean cross-entropy (classes) or mean squared error (regression).
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant.
 
     Raises:
-        UsageError: a setting is out of range, or the prior is not Gaussian.
+        UsageError: a setting is out of range, or the prior is not a diagonal Gaussian.
     """
 
     num_steps: int

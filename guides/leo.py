@@ -39,15 +39,15 @@ class Guide(pyro_metabayes.Guide):
     q(z_n | support) = N(mu_n, diag(sigma_n^2)), with the relation network g (eq. 3) of two hidden layers and
 
         (mu_n, s_n) = mean of g(h_i, h_j) over the support points i of class n and all support points j,
-        h_i = encoder(x_i),    sigma_n = softplus of s_n    (released code: max(exp(s_n) - 1, 1e-10)).
+        h_i = encoder(x_i),    sigma_n = softplus(s_n + constant)    (released code: max(exp(s_n) - 1, 1e-10)).
 
     In a regression a task has one latent vector. The encoder then takes (x_i, y_i), and the mean is over all pairs. For
     classes the networks have no biases. With model.copies > 1 a class has several latent vectors, drawn independently.
-    Predictions use z = mu by default.
+    Predictions use z = mu, or draws of z if model.sample_at_test is true.
 
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
-        scale: standard deviation sigma where s is 0.
+        scale: standard deviation sigma at s = 0.
         encoder_penalty: weight, in nats per task, of the mean squared difference between a draw of z and the same z
             after adaptation. The adapted z is treated as a constant.
 

@@ -19,7 +19,7 @@ from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 class Guide(pyro_metabayes.Guide):
     """Point estimate of MAML, theta^K, with a correction in the training loss (subroutine ML-LAPLACE).
 
-    q(w | support) = delta(theta^K), and the loss of a task is
+    q(w | support) = delta(theta^K), and with prior=flat the loss of a task is
 
         -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN.
 
@@ -29,8 +29,9 @@ class Guide(pyro_metabayes.Guide):
     The published loss is not a Laplace approximation of the evidence: its weight is not 1, and log p(theta^K | theta^0)
     is missing. For a Laplace approximation use `guide=laplace`.
 
-    The training posterior has the correction as its log density at theta^K. So objective=elbo,
-    objective=importance_weighted and Pyro's SVI add it to the loss. objective=monte_carlo ignores the correction.
+    The correction is the log density of the training posterior at theta^K. So objective=elbo,
+    objective=importance_weighted and Pyro's SVI add the correction to the loss. objective=monte_carlo and
+    objective=mean_score ignore the correction.
 
     Args:
         weight: weight of the correction 1/2 log det H; 1e-6 as published.

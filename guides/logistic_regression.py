@@ -43,7 +43,7 @@ class Guide(pyro_metabayes.Guide):
         num_steps: number of Newton steps.
 
     Raises:
-        UsageError: a setting is out of range, the head is not linear, or the prior is not Gaussian.
+        UsageError: a setting is out of range, the head is not linear, or the prior is not a diagonal Gaussian.
     """
 
     def __init__(self, model: pyro_metabayes.Model, posterior: str = "delta", num_steps: int = 12) -> None:
@@ -70,8 +70,8 @@ class Guide(pyro_metabayes.Guide):
 class _Newton:
     """Newton's method for coefficients a_ic of support point i and class c, [tasks, support points, classes].
 
-    The weights are w_c = mu_c + Lambda_c^-1 phi^T a_c, where row i of phi is s (x_i, 1). The logits are f0_c + K_c a_c,
-    with prior mean f0_c and prior covariance K_c = phi Lambda_c^-1 phi^T.
+    The weights are w_c = mu_c + Lambda_c^-1 phi^T a_c, where row i of phi is s (x_i, 1). The logits are f0_c + K_c a_c.
+    f0_c is the prior mean of the logits, and K_c = phi Lambda_c^-1 phi^T is the prior covariance.
     """
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:

@@ -25,7 +25,7 @@ class Guide(pyro_metabayes.Guide):
 
     With a flat prior the negative ELBO is the loss of MAML, -log p(y_query | theta^K). With model=neural_regression, w
     holds all weights of a network. With model=few_shot_classifier, w holds the weights of the head on frozen features.
-    The published MAML adapts the backbone too. (Finn, Abbeel and Levine 2017, arXiv 1703.03400.)
+    The published MAML adapts the backbone too.
 
     Args:
         num_steps: number of inner steps K.
@@ -37,7 +37,7 @@ class Guide(pyro_metabayes.Guide):
         first_order: whether the outer gradient treats each inner gradient as a constant (FOMAML).
         initialisation: the weights theta^0 before the first step.
             `global`: a learned vector, shared by all tasks.
-            `prior`: the mean of the Gaussian prior. The ELBO then adds -log p(theta^K) to the outer loss.
+            `prior`: the mean of the prior. The negative ELBO then has the term -log p(theta^K).
             `support`: the class means (Proto-MAML, Triantafillou et al. 2020), in classification.
 
     Raises:

@@ -32,18 +32,19 @@ class Guide(pyro_metabayes.Guide):
     z_i are the features of the Q queries. n_c is the number of support points of class c. m starts at the class means,
     and h starts at 0.
 
-    Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class shares. The
-    objective also contains the barrier sum_i u_i log u_i. With a head of scale s, predictions are proportional to
-    u_ic^s after K steps. Only the scale of the head is learned.
+    Algorithm 1 minimises a sum of three terms: tau/2 times the squared distances weighted by u_ic, class_weight Q times
+    the entropy of the class shares, and the barrier sum_ic u_ic log u_ic. With a head of scale s, predictions are
+    proportional to u_ic^s, with u_ic from m and h after K steps. Only the scale of the head is learned.
 
     Args:
         num_steps: number of steps K.
         class_weight: weight of the entropy of the class shares, per query (lambda / Q in the paper); 1 as published.
         temperature: factor tau of the squared distances.
         scaling: the features z.
-            `none`: the features of the backbone, of unit length.
-            `range`: each feature divided by its range over the queries of the task, as in the released code (with tau =
-                1). Features without information then have the same weight as other features.
+            `none`: the features of the backbone.
+            `range`: each feature of the backbone, divided by the range of this feature over the queries of the task,
+                as in the released code (with tau = 1). Features without information then have the same weight as other
+                features.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.

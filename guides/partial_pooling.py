@@ -30,16 +30,16 @@ class Guide(pyro_metabayes.Guide):
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i),    u_i = c (x_i, y_i) + g(x_i, y_i).
 
-    The linear maps B and c and the networks f and g are learned. Without points q is the prior. B and c alone can
+    The affine maps B and c and the networks f and g are learned. Without points q is the prior. B and c alone can
     represent the exact posterior of a linear mixed model (`linear_maps`). Each output k of a regression has its own
     points (x_i, y_ik).
 
     Training adds the negative ELBO of a random subset of the points of each group, with a uniformly distributed size.
-    Without subsets, groups with equal inputs would train the sums over points, but not each b_i and u_i. The term
+    Without subsets, groups with equal inputs would train the sums over points, but not each b_i and u_i. This ELBO term
     trains only B, c, f, g, by the path derivative. (Conjugate potentials: Johnson et al., arXiv 1603.06277.)
 
     Args:
-        num_features: number of features of an input x.
+        num_features: number of features of an input x, with the last feature that row_weights describes.
         num_weights: number of weights per output.
         num_targets: number of outputs per point.
         particles: number of samples for the ELBO of subsets.

@@ -33,11 +33,12 @@ class Guide(pyro_metabayes.Guide):
         q(theta | query) = N(mu - (gamma_q / n) grad L(mu), diag(v^2)),    L(mu) = -log p(y_query | x_query, mu).
 
     Predictions use the prior p(theta | support) of model=platipus. The likelihood of this model takes model.num_steps
-    gradient steps on the support set. The ELBO bounds log p(y_query | support). On frozen features theta holds the
-    weights of the head.
+    gradient steps on the support set. The ELBO bounds log p(y_query | support). For classes theta holds the weights of
+    the head on frozen features.
 
     Args:
-        step_size: step size gamma_q before training, on the mean loss over query points. gamma_q is learned.
+        step_size: step size gamma_q before training, for the mean cross-entropy. gamma_q is learned. In a regression
+            gamma_q is multiplied by 2 noise^2, for the mean squared error.
         scale: standard deviation v of each weight before training. v is learned.
 
     Raises:
@@ -51,7 +52,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if step_size <= 0 or scale <= 0:
-            raise UsageError(f"expected guide.step_size and scale > 0, got {step_size=} and {scale=}")
+            raise UsageError(f"expected guide.step_size > 0 and scale > 0, got {step_size=} and {scale=}")
         self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
 

@@ -28,8 +28,8 @@ class Guide(pyro_metabayes.Guide):
     n_c is the number of support points of class c. A plan P gives total mass 1 to each query and equal totals to all
     classes. P is Sinkhorn's projection of softmax(-lambda |x_i - m_c|^2).
 
-    With the linear head, lambda is the scale of the head times the sharpness. The predictions are the plan at m^K. So
-    the weights contain a term per class for equal totals.
+    With the linear head, lambda is the scale of the head times the sharpness. The predictions are the plan at m^K, with
+    the scale of the head as lambda. So the weights contain a term per class for equal totals.
 
     Args:
         num_steps: number of steps K.
@@ -38,8 +38,8 @@ class Guide(pyro_metabayes.Guide):
         balance: constraint on the total mass of each class in P.
             `known`: equal totals, as published.
             `unknown`: no constraint.
-            `estimated`: the class shares of the previous step enter the logits, as in `soft_kmeans`.
-        sharpness: lambda divided by the inverse temperature of the predictions, before training.
+            `estimated`: the logs of the class shares of the previous step are added to the logits.
+        sharpness: lambda divided by the inverse temperature of the predictions, before training. This ratio is learned.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.

@@ -23,7 +23,7 @@ class Guide(pyro_metabayes.Guide):
 
     Args:
         shared: whether posterior and prior share one encoder. If false, the posterior has a second encoder, as in a
-            conditional VAE. The second encoder starts as a copy of the encoder of the prior.
+            conditional VAE. The second encoder starts as a copy of the first.
 
     Raises:
         UsageError: the prior does not depend on the support set.

@@ -29,7 +29,7 @@ class Guide(pyro_metabayes.Guide):
 
     yhat_i = outputs(w, x_i) are the logits of query i at w = theta^k + sigma eps, with eps ~ N(0, I). xi predicts the
     gradient of the loss in yhat_i, without the query label. p_psi is the prior. The steps change theta only, not sigma.
-    This is eq. 9 with a sum over queries instead of a mean, as in the ICLR version.
+    This is eq. 9 with a sum over queries instead of a mean, as in the released code.
 
     Args:
         num_steps: number of inner steps K.
@@ -81,7 +81,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         check_balance(balance, model)
         if min(inner_kl, inner_samples) < 0:
-            raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl=} and {inner_samples=}")
+            raise UsageError(f"expected guide.inner_kl >= 0, inner_samples >= 0, got {inner_kl=} and {inner_samples=}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.balance = balance
         self.transductive = num_steps > 0 or balance == "known"  # the start does not depend on the queries
@@ -107,7 +107,7 @@ class Guide(pyro_metabayes.Guide):
     def start_at_classes(self, weights: Tensor) -> None:
         """Set the start lambda to weights [classes, features] of a cosine classifier, before training.
 
-        All tasks have the classes of this classifier. Has an effect only with initialisation=global.
+        All tasks have the classes of this classifier. The method has an effect only with initialisation=global.
         """
         if isinstance(self.start, LearnedPoint):
             self.start.start_at_classes(self.model, weights)

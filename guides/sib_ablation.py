@@ -1,6 +1,7 @@
-"""Ablations of SIB: variants of eq. 9 and of the synthetic-gradient network.
+"""Ablations of SIB: variants of the inner step (eq. 9) and of the synthetic-gradient network.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
+Equation numbers are those of the NeurIPS 2019 MetaLearn workshop version.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """Posterior q(w | support, x_query) of guide=sib without inner KL and inner samples, for ablations.
+    """Posterior q(w | support, x_query) of guide=sib, with choices of reduction and normalisation for ablations.
+
+    The inner step has no KL and no samples of w.
 
     Args:
         reduction: how an inner step combines the queries.

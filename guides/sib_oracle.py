@@ -22,12 +22,13 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 class Guide(pyro_metabayes.Guide):
     """Posterior of guide=sib with the true gradient of the query loss in place of the synthetic gradient.
 
-    training_posterior is N(theta^K, diag(sigma^2)). Each step over the query points (x_i, y_i) is
+    The training posterior is N(theta^K, diag(sigma^2)). Each step over the query points (x_i, y_i) is
 
         theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta }.
 
-    Predictions use `posterior`, which is the posterior of `sib` and uses no query label. To evaluate a trained `sib`,
-    this guide takes the weights and settings of `sib`. The arguments are those of `sib`.
+    theta^0, sigma and the KL are those of `sib`. Predictions use the method `posterior`, i.e. the posterior of `sib`,
+    which uses no query label. This guide can load the weights of a trained `sib`. The arguments are those of `sib`,
+    without inner_samples.
     """
 
     num_steps: int

@@ -26,8 +26,8 @@ class Guide(pyro_metabayes.Guide):
         theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda.
 
     L_rot is the loss of RotationHead. This network predicts by which multiple of 90 degrees each query was rotated. The
-    term rotation_weight L_rot(lambda) in the loss trains RotationHead. If all tasks have the same classes, lambda
-    starts at the pretrained classifier, else at random weights.
+    term rotation_weight L_rot(lambda) in the loss trains RotationHead. Before training, lambda is random. If all tasks
+    have the same classes, a run first sets lambda to the weights of the pretrained classifier.
 
     Args:
         rotation_step_size: step size on the rotation loss; 0 omits this step and the rotation term in the loss.
@@ -40,7 +40,7 @@ class Guide(pyro_metabayes.Guide):
         synthetic_gradient: the network xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
 
     Raises:
-        UsageError: a setting is out of range.
+        UsageError: a setting is out of range, or the tasks have no rotated queries.
     """
 
     num_steps: int
@@ -65,7 +65,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if min(rotation_step_size, rotation_weight) < 0:
             got = f"{rotation_step_size=} and {rotation_weight=}"
-            raise UsageError(f"expected guide.rotation_step_size and rotation_weight >= 0, got {got}")
+            raise UsageError(f"expected guide.rotation_step_size >= 0 and rotation_weight >= 0, got {got}")
         self.rotation_weight, self.num_classes = rotation_weight, num_classes
         self.transductive = num_steps > 0 or rotation_step_size > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)

@@ -1,4 +1,4 @@
-"""SIB as the conditional prior in SAVI's bound. The posterior takes one more step, with the query labels.
+"""SIB as the conditional prior in SAVI's bound. The posterior is one step with the query labels from this prior.
 
 Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv
 2008.12037). Step preconditioned by the posterior covariance: Khan and Rue, JMLR 2023 (arXiv 2107.04562).
@@ -35,8 +35,8 @@ class Guide(pyro_metabayes.Guide):
     Args:
         label_precision: precision h before training. With 0, q = p and the KL is 0, so training drives sigma to 0.
         posterior: the family of q: `normal` or `amortized`, as in `sib`.
-        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned and starts at
-            0. H_c is the predictive entropy at theta^K, averaged over queries with weights p(class c).
+        by_entropy: whether sigma and kappa of class c are multiplied by exp(b H_c); for classes only. b is learned and
+            starts at 0. H_c is the predictive entropy at theta^K, averaged over queries with weights p(class c).
         between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. The
             noise adds kappa^2 sum_c m_c m_c^T to Sigma, where m_c = theta^K_c - mean over classes. For Sigma_q, kappa^2
             becomes 1 / (1 / kappa^2 + h_b). h_b is learned and starts at 1.
@@ -68,7 +68,7 @@ class Guide(pyro_metabayes.Guide):
         check_choice("guide.posterior", posterior, ("normal", "amortized"))
         if min(label_precision, between) < 0:
             got = f"{label_precision=} and {between=}"
-            raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")
+            raise UsageError(f"expected guide.label_precision >= 0 and between >= 0, got {got}")
         self.transductive = num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)

@@ -22,8 +22,7 @@ class Guide(pyro_metabayes.Guide):
     """Point estimate of a linear classifier by the nearest mean of centred and normalised features (CL2N).
 
     q(w | support) = delta(w). Features are centred and scaled to unit length: z = (x - mu) / |x - mu|. mu is the mean
-    feature of the training classes. m_c is the mean of z over class c of the support set. The weights w_c = (v_c, b_c)
-    are
+    feature of training tasks. m_c is the mean of z over class c of the support set. The weights w_c = (v_c, b_c) are
 
         v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set.
 

@@ -25,16 +25,18 @@ class Guide(pyro_metabayes.Guide):
         m_c^{k+1} = (sum_{support of c} x_i + sum_query z_ic x_i) / (n_c + sum_query z_ic).
 
     n_c is the number of support points of class c. z_ic is the assignment of query i to class c. The steps are
-    expectation maximisation in a mixture. With the linear head, whose logits are -scale |x - m_c|^2, the components are
-    Gaussians with equal covariances. With the cosine head they are von Mises-Fisher distributions.
+    expectation maximisation in a mixture. With the linear head, whose logits are -scale |x - m_c|^2 up to a term common
+    to all classes, the components are Gaussians with equal covariances. With the cosine head, the components are von
+    Mises-Fisher distributions.
 
     Args:
         num_steps: number of steps K.
         balance: the class shares pi of the queries.
             `unknown`: no term log pi_c.
-            `estimated`: pi_c is the mean of z_ic in the previous step.
+            `estimated`: pi_c is the mean of z_ic over the queries in the previous step.
             `known`: equal shares, by Sinkhorn's projection.
-        sharpness: inverse temperature of the assignments divided by that of the predictions, before training.
+        sharpness: inverse temperature of the assignments, divided by the inverse temperature of the predictions, before
+            training. This ratio is learned.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class for the class shares.

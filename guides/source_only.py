@@ -14,8 +14,8 @@ from pyro_metabayes.inference.capabilities import FromClassifier
 class Guide(pyro_metabayes.Guide):
     """Point estimate at the weights w_0 of the pretrained classifier, equal for all tasks.
 
-    q(w) = delta(w_0), with w_0 [classes, weights per class] fixed. Only the scale of the head is learned. The scale
-    does not change the predicted classes.
+    q(w) = delta(w_0), with w_0 [classes, weights per class] fixed. A run sets w_0 by `start_at_classes`; until then w_0
+    is random. Only the scale of the head is learned. The scale does not change the predicted classes.
 
     Raises:
         UsageError: the model cannot take the weights of a classifier.

@@ -26,7 +26,7 @@ class HasTaskScale(Protocol):
         """Return the log evidence log p(support_y | tau) [..., tasks], in nats, for log_tau [..., tasks]."""
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """Return p(w | tau, support) with the batch shape of log_tau [..., tasks]. An event is one w."""
+        """Return p(w | tau, support) for log_tau [..., tasks], with batch shape [..., tasks]. An event is one w."""
 
 
 class Guide(pyro_metabayes.Guide):
@@ -37,7 +37,8 @@ class Guide(pyro_metabayes.Guide):
     mu and sigma^2 are the mean and the variance of log tau under p(log tau | labels). Both are computed by
     Gauss-Hermite quadrature with respect to the prior of log tau (Golub and Welsch 1969): the weight of each node is
     multiplied by p(labels | tau) at the node. Apart from the quadrature, only the normal form of q(log tau) is an
-    approximation. Training uses the labels that `model.observe` names. Predictions use the labels of the support set.
+    approximation. Predictions use the labels of the support set. Training uses the labels that the setting
+    model.observe selects: "query", "support" or "all".
 
     Args:
         num_nodes: number of quadrature nodes.

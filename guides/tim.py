@@ -23,7 +23,7 @@ from pyro_metabayes.transductive.distances import distance_logits, distance_pull
 class Guide(pyro_metabayes.Guide):
     """Point estimate at the class centroids m after K steps of Adam, which start at the class means.
 
-    q(w | support, x_query) = delta(m). The steps minimise, with p_i = softmax_c(-tau/2 |x_i - m_c|^2),
+    q(w | support, x_query) = delta(m^K). The steps minimise, with p_i = softmax_c(-tau/2 |x_i - m_c|^2),
 
         support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i).
 
@@ -33,8 +33,8 @@ class Guide(pyro_metabayes.Guide):
 
         H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1).
 
-    Only the scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the predictions are the
-    published predictions.
+    Only the scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the predictions are p_i at
+    m^K, as published.
 
     Args:
         num_steps: number of steps K of Adam.
@@ -65,7 +65,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if num_steps < 1 or min(step_size, temperature, alpha) <= 0:
             got = f"{num_steps=}, {step_size=}, {temperature=} and {alpha=}"
-            raise UsageError(f"expected guide.num_steps >= 1, step_size, temperature and alpha > 0, got {got}")
+            raise UsageError(f"expected guide.num_steps >= 1, step_size > 0, temperature > 0, alpha > 0, got {got}")
         linear_head(model, "guide=tim")
         self.num_steps, self.step_size, self.temperature, self.alpha = num_steps, step_size, temperature, alpha
         self.weights = support_weight, marginal_weight, conditional_weight

@@ -30,10 +30,10 @@ class Guide(pyro_metabayes.Guide):
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic).
 
-    m starts at the class means, and h starts at 0. These are the steps of the paper's Gaussian model. The learned
-    quantities are
+    m starts at the class means, and h starts at 0. The last layer computes only u. These are the steps of the paper's
+    Gaussian model. The learned quantities are
 
-        lambda_k = softplus of a parameter           weight of class balance in layer k,
+        lambda_k = softplus of a parameter           weight of class balance in layer k > 1,
         T_k      = 1 + softplus of a parameter       temperature of layer k,
         tau      = (softplus of a parameter)^2       factor of the squared distances.
 
@@ -41,7 +41,7 @@ class Guide(pyro_metabayes.Guide):
     proportional to u_ic^s of the last layer.
 
     Args:
-        num_layers: number of layers K.
+        num_layers: number of layers K, at least 2.
         temperature: factor tau of the squared distances before training.
 
     Raises:

@@ -23,9 +23,10 @@ class Model(pyro_metabayes.Model):
         p(y_i = c | x_i, w) = softmax_c(head(w, x_i))
 
     Args:
-        head: computes logits from weights and D features. W is D for the cosine head and D + 1 for the linear head.
+        head: computes logits from weights and D features. W is D for head=cosine, D + 1 for head=linear and
+            head=cosine_offset.
         prior: any prior over weights [C, W].
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
     """
 
     canonical = True
@@ -80,7 +81,7 @@ class Model(pyro_metabayes.Model):
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Return an upper bound on the range (maximum - minimum) of the cross-entropy of a point, in nats, or None."""
+        """Return an upper bound on the range (maximum - minimum) of the loss of a point, in nats; None if unknown."""
         return self.head.loss_range(observed.num_classes) if self.canonical else None
 
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:

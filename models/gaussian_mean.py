@@ -29,7 +29,7 @@ class Model(LinearRegression):
         num_targets: Y, the number of values in one label.
         num_features: number of features; must be 1.
         noise: standard deviation of the label noise, fixed.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the data has more than one feature, or a setting is out of range.

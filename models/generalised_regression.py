@@ -14,7 +14,7 @@ from pyro_metabayes.models.parts.same_outputs import SameOutputs
 from pyro_metabayes.prior import Prior
 
 FAMILIES = ("bernoulli", "poisson")
-LARGEST = 15.0  # upper bound on the log rate: larger values overflow in single precision early in training
+LARGEST = 15.0  # upper bound on the log rate of counts: larger values overflow float32 early in training
 
 
 class Model(SameOutputs):
@@ -29,10 +29,10 @@ class Model(SameOutputs):
     Args:
         prior: prior over w.
         num_targets: Y, the number of values in one label.
-        num_features: D, the number of features.
+        num_features: D, the number of features, plus 1 with `row_offsets`.
         num_weights: R, the number of leading features z_i whose effects vary by group.
         family: "bernoulli" for labels 0 and 1, or "poisson" for counts.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
         row_offsets: 1 if data points have an offset, else 0.
 
     Raises:

@@ -26,7 +26,7 @@ class Model(LinearRegression):
 
     The features are x_i = (z_i, v_i). w [Y, R] are the effects of a group, with a learned prior (partial pooling). The
     effects beta [Y, D - R] and the noise are learned, and the same in all groups. Training maximises the marginal
-    likelihood if the ELBO is tight. With a Gaussian prior, posterior and evidence have closed forms.
+    likelihood if the posterior of the guide is exact. With a Gaussian prior, posterior and evidence have closed forms.
 
     With `row_weights`, the last feature r_i is the square root of the weight of point i. As in lme4, the likelihood is
     then
@@ -36,16 +36,19 @@ class Model(LinearRegression):
     Args:
         prior: prior over the effects of a group.
         num_targets: Y, the number of values in one label.
-        num_features: D, the number of features.
+        num_features: D, the number of features, plus 1 with `row_weights`.
         num_weights: R, the number of leading features z_i whose effects vary by group. With nested groups, the last of
             these features are the indicators of inner groups.
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
         start: initial values of prior, beta and noise for data in groups.
             "closed_form": the maximum-likelihood estimates.
             "given": the settings of the prior, beta = 0 and `noise`.
         row_weights: 1 if data points have weights, else 0.
+
+    Raises:
+        UsageError: the labels are classes, noise is not positive, or `start` has another value.
     """
 
     canonical = True
@@ -73,7 +76,7 @@ class Model(LinearRegression):
         return self.log_noise.exp()
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Set prior, beta and noise to maximum-likelihood estimates, before training."""
+        """Set prior, beta and a learned noise to maximum-likelihood estimates, before training."""
         num_random, noise = self._shape[-1], estimates.noise
         least = LEAST_VARIANCE * noise**2 * torch.eye(num_random, dtype=noise.dtype)
         self.prior_over_weights.start_at_moments(estimates.coefficients[:num_random], estimates.covariance + least)
@@ -115,7 +118,7 @@ class Model(LinearRegression):
         if not self.weighted:
             return log_density
         root = self.root_weight(episodes.query_x).squeeze(-1).masked_fill(~episodes.query_mask, 1.0)
-        return log_density + self._shape[0] * root.log().sum(-1)  # of y, not of r y
+        return log_density + self._shape[0] * root.log().sum(-1)  # the log density of y, not of r y
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs r z and labels r (y - beta v) of an equivalent linear regression whose only weights are w.
@@ -132,7 +135,7 @@ class Model(LinearRegression):
     def root_weight(self, x: Tensor) -> Tensor:
         """Return r, the square root of the weight of each of N data points [..., N, 1].
 
-        The result is 1 for masked points, so that it can be a divisor.
+        The result is 1 instead of 0, as for masked points, so that it can be a divisor.
         """
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)

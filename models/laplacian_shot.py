@@ -26,8 +26,8 @@ class Model(few_shot_classifier.Model):
 
         z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l).
 
-    The neighbours of a point are the unmasked queries with the smallest Euclidean distance > 0. The inner loop of a
-    guide uses the logits of the head alone. The model also works with guides other than laplacian_shot.
+    The neighbours of a point are the unmasked queries with the smallest Euclidean distance > 0. Gradient steps of a
+    guide use the logits of the head alone. The model also works with guides other than laplacian_shot.
 
     Args:
         head: computes logits from weights and features.
@@ -35,7 +35,7 @@ class Model(few_shot_classifier.Model):
         smoothness: initial value of the paper's lambda, which is learned.
         num_neighbours: number of neighbours of a point; more if further queries are at the same distance.
         num_updates: number of bound updates; the last update is the prediction.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: a setting is out of range.

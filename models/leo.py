@@ -27,9 +27,10 @@ class Model(pyro_metabayes.Model):
         w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    (mu, sigma) is the decoder. loss sums over the support points: -log p(y_i | x_i), or in a regression half the
-    squared error. The step sizes alpha [Z] and rho [P] are learned. The outer gradient flows through all steps. For
-    classes f is linear. In a regression one code z gives all P weights of a network with two hidden layers.
+    The decoder computes mu and sigma. loss is the sum over the support points of -log p(y_i | x_i) for classes, or of
+    half the squared error in a regression. The step sizes alpha [Z] and rho [P] are learned. The outer gradient flows
+    through all steps. For classes f is linear, and a code z gives P weights of one class. In a regression one code z
+    gives all P weights of a network with two hidden layers.
 
     The latent site "w" is z before any step. The steps are part of the likelihood. So the ELBO bounds log p(y_query |
     x_query, support) without a Jacobian. eps ~ N(0, I) is drawn at each decoding in training (called with Episodes). By
@@ -50,7 +51,7 @@ class Model(pyro_metabayes.Model):
         dropout: dropout rate of input features in training. Each inner step and the queries draw separate masks.
         sample_at_test: whether predictions draw eps, and z from the guide. If not, eps = 0 and z is the guide's mean.
         orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
-        l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
+        l2: weight of the penalties on the matrices of the decoder, and on those of guide=leo, in nats per task.
 
     Raises:
         UsageError: a setting is out of range.
@@ -181,7 +182,7 @@ class Model(pyro_metabayes.Model):
         return gradient.clamp(-self.inner_clip, self.inner_clip) if self.inner_clip else gradient
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Compute the penalties [T] of T tasks in nats: orthogonality * mean((C - I)^2), l2 * |decoder matrices|^2 / 2.
+        """Compute two penalties [T] of T tasks in nats: orthogonality * mean((C - I)^2), l2 * |decoder matrices|^2 / 2.
 
         C is the matrix of cosines between the columns of the first decoder matrix, one column per latent dimension.
         """

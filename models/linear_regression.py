@@ -21,14 +21,14 @@ class Model(pyro_metabayes.Model):
         p(y_i | x_i, w) = N(w x_i, noise^2 I)
 
     The shapes are w [Y, D], x_i [D] and y_i [Y]. A feature that is always 1 gives an intercept. With a Gaussian prior,
-    exact_posterior and log_evidence are exact.
+    the methods exact_posterior and log_evidence are exact.
 
     Args:
         prior: prior over w.
         num_targets: Y, the number of values in one label.
         num_features: D, the number of features.
         noise: standard deviation of the label noise, fixed.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the labels are classes, or noise is not positive.
@@ -65,7 +65,7 @@ class Model(pyro_metabayes.Model):
         return Normal(outputs, self.noise).to_event(1)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Return zero weights of D features for Y values of a label [Y, D]."""
+        """Return weights 0 [Y, D], for Y values of a label and D features."""
         return torch.zeros(self._shape)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -130,6 +130,6 @@ class Model(pyro_metabayes.Model):
             )
         if self.prior_over_weights.conditional:
             raise UsageError(
-                "expected a prior that does not depend on the support set, got a conditional one; set prior=gaussian"
+                "expected a prior that does not depend on the support set, got a conditional prior; set prior=gaussian"
             )
         return self.prior(observed)

@@ -77,28 +77,27 @@ class Model(few_shot_classifier.Model):
 
     The latent variable w [C, W] are the weights of the novel classes. Their prior is the mixture `BaseClasses`. b [B,
     W] are the weights of the base classes. In training (called with Episodes) the likelihood draws b for each task and
-    sample. Predictions use the means of b. Before training, these means are the weights of the pretrained classifier at
-    unit length. Labels are 0 to C - 1 for novel classes, and C + i for base class i of the task
-    (`pyro_metabayes/data/base_novel.py`). `outputs` are the logits of the novel classes, which inner loops use.
+    sample. Predictions use the means of b. Before training, a run sets these means to the weights of the pretrained
+    classifier at unit length. Labels are 0 to C - 1 for novel classes, and C + i for base class i of the task
+    (`pyro_metabayes/data/base_novel.py`). `outputs` are the logits of the novel classes.
 
     Args:
         head: a head with a weight vector per class.
         num_base_classes: B.
         num_weights: W, the number of weights per class.
-        prior: prior=flat replaces the mixture as the prior of w (not of b), for point estimates. Other priors are
+        prior: a Flat prior replaces the mixture as the prior of w (not of b), for point estimates. Any other prior is
             ignored.
         inner: input of a synthetic-gradient network per query.
             `novel`: the C novel logits.
-            `gated`: the C novel logits. The output is multiplied by p(novel | x_i): base-class queries have little
-                effect.
+            `gated`: the C novel logits. The output of the network is multiplied by p(novel | x_i), so that queries of
+                base classes have little effect.
             `pooled`: also the log-sum-exp of the base logits, the logit of "any base class".
             `all`: all C + B logits.
         scale: standard deviation of each weight in the components of the mixture, before training.
         sample_at_test: whether predictions draw b too.
-        learn_offset: whether an offset added to all base logits is learned, starting at 0. The offset corrects a
-            difference between logits of class means and of classifier weights. The offset affects only the accuracy
-            over novel and base classes together.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        learn_offset: whether an offset added to all base logits is learned, starting at 0; if not, the offset is
+            0. The offset corrects a difference between logits of class means and of classifier weights.
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: a setting is out of range, or the tasks have no base classes.
@@ -121,7 +120,7 @@ class Model(few_shot_classifier.Model):
         if num_base_classes < 1:
             raise UsageError(
                 "expected tasks with base classes for model=lwof, got tasks without base classes; set "
-                "task.base_query > 0, and choose data of classes"
+                "task.base_query > 0, and choose data with classes"
             )
         check_choice("model.inner", inner, INNER)
         if scale <= 0:

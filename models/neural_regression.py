@@ -33,8 +33,8 @@ class Network(Head):
     widths 1-40-40-1, has P = 1761.
 
     Args:
-        num_features: number of inputs.
-        num_classes: number of outputs.
+        num_features: number of inputs of the network.
+        num_classes: number of outputs of the network; in a regression, the number of values in one label.
         hidden: widths of the hidden layers.
 
     Raises:
@@ -109,7 +109,7 @@ class Model(pyro_metabayes.Model):
         num_features: number of features of x_i.
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the labels are classes, or noise is not positive.

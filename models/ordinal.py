@@ -28,7 +28,7 @@ class Model(SameOutputs):
         num_targets: number of values in one label; must be 1.
         num_features: D, the number of features.
         num_levels: C, the number of different labels.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the data have no ordinal labels.

@@ -27,24 +27,25 @@ class Model(pyro_metabayes.Model):
         theta ~ N(mu - (gamma_p / n) grad L(mu), sigma^2),    L(.) = -log p(y_support | x_support, .),
         phi = theta after num_steps of gradient descent on L / n.
 
-    n is the number of support points. gamma_p is a learned step size. mu and sigma are the parameters of
-    prior=gaussian. p(y | x, phi) is the likelihood of an inner model. The inner model is neural_regression for labels
-    that are numbers, and few_shot_classifier (a head on frozen features) for classes. `outputs` uses the weights
-    without adaptation.
+    n is the number of support points. gamma_p is a learned step size. mu and sigma are the mean and the standard
+    deviation of the argument `prior`. p(y | x, phi) is the likelihood of an inner model. The inner model is
+    neural_regression for labels that are numbers, and few_shot_classifier (a head on frozen features) for classes.
+    `outputs` uses the weights without adaptation.
 
     Args:
         head: head of the inner model.
-        prior: a Gaussian prior.
+        prior: a diagonal Gaussian prior.
         num_targets: number of values in one label of a regression, 0 for classes.
         num_features: number of features.
         num_steps: number of steps from theta to phi.
-        step_size: initial value of gamma_p and of the step size of the descent. Both are learned.
+        step_size: initial value of gamma_p and of the step size of the descent, for the mean cross-entropy. Both are
+            learned. In a regression both are multiplied by 2 noise^2, for the mean squared error.
         noise: standard deviation of the label noise in a regression.
         learn_noise: whether noise is learned.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
-        UsageError: a setting is out of range, or the prior is not Gaussian.
+        UsageError: a setting is out of range, or the prior is not a diagonal Gaussian.
     """
 
     given_support = True  # the latent adapts to the support labels in the likelihood
@@ -101,11 +102,11 @@ class Model(pyro_metabayes.Model):
         return self.inner.likelihood(phi, x, observed)
 
     def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1) -> Tensor:
-        """Take num_steps of gradient descent on the mean loss of labelled points, and return the new weights.
+        """Take num_steps steps of gradient descent on the mean loss of labelled points, and return the new weights.
 
         Args:
             w: weights of T tasks [..., T, *W], where *W is the shape of the weights of one task.
-            log_step_size: logarithm of the step size.
+            log_step_size: logarithm of the step size for the mean cross-entropy or the mean squared error.
             x: N points of each task [T, N, *X].
             y: labels of the points [T, N, ...].
             mask: [T, N], False for masked points.

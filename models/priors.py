@@ -22,7 +22,7 @@ from pyro_metabayes.prior import Prior
 class Flat(Prior):
     """Flat prior: p(w) is constant and improper, as in MAML, ProtoNets and published SIB.
 
-    ELBO, entropy and KL do not exist, and samples cannot be drawn. So Pyro's Predictive raises an error.
+    log p(w) counts as 0, so an ELBO has an arbitrary constant. Pyro's Predictive, which samples w, raises an error.
     """
 
     proper = False
@@ -122,7 +122,7 @@ class Conditional(Prior):
         num_weights: number of weights per class.
         num_targets: number of values in one label of a regression, 0 for classes.
         num_hidden: width of the networks of the encoder; 0 for linear maps.
-        scale: standard deviation of the weights of a class with one point, before training.
+        scale: standard deviation of weights before training, for one point (full_covariance: no points) of the class.
         count_aware: whether natural parameters are summed over points, instead of the published mean pooling.
         full_covariance: whether covariances are full; natural parameters are then summed too.
     """
@@ -181,7 +181,7 @@ class Guided(Prior):
     """Prior that equals the `posterior` of the guide, p_psi(w | support, x_query), and depends on all inputs of a task.
 
     This prior is for guides with another posterior in training, such as sib_savi. Such a guide calls `follow` in its
-    constructor. Other guides are refused, since the KL would always be 0.
+    constructor. With any other guide, a call raises a UsageError.
     """
 
     conditional = True

@@ -32,7 +32,7 @@ class Model(SameOutputs):
         head: a network for f; None for a linear f.
         scale: scale of the noise before training.
         df: degrees of freedom before training, at most 1000; with 1000 the density is almost Gaussian.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the labels are classes, or scale or df is out of range.

@@ -31,7 +31,7 @@ class Model(pyro_metabayes.Model):
         num_features: D, the number of features.
         noise: standard deviation of the label noise, fixed.
         spread: standard deviation of log tau_t before training; it is learned.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
 
     Raises:
         UsageError: the labels are classes, or noise or spread is not positive.

@@ -330,7 +330,7 @@ def test_platipus_predicts_with_its_prior() -> None:
 
 
 def test_platipus_needs_its_model() -> None:
-    with pytest.raises(UsageError, match="expected the model of guide=platipus, which has the same name"):
+    with pytest.raises(UsageError, match="expected model=platipus for guide=platipus"):
         Pair("platipus").learner()
 
 
@@ -369,7 +369,7 @@ def test_sibs_oracle_descends_on_the_true_loss() -> None:
         (Pair("maml", "flat", settings={"initialisation": "zero"}), "expected guide.initialisation to be one of"),
         (Pair("llama", "flat", settings={"precision": 0.0}), "expected guide.weight >= 0 and precision > 0"),
         (Pair("abml", settings={"inner_samples": 0}), "inner_samples >= 1"),
-        (Pair("platipus", model="platipus", settings={"scale": -1.0}), "expected guide.step_size and scale > 0"),
+        (Pair("platipus", model="platipus", settings={"scale": -1.0}), "expected guide.step_size > 0 and scale > 0"),
     ],
     ids=str,
 )
@@ -381,7 +381,7 @@ def test_settings_out_of_range_are_refused(pair: Pair, message: str) -> None:
 @pytest.mark.parametrize("name", ["laplace", "abml"])
 def test_a_prior_that_is_no_gaussian_is_refused(name: str) -> None:
     learner = Pair(name, "mixture", "linear").learner()
-    with pytest.raises(UsageError, match=f"expected a Gaussian prior for guide={name}, got MixtureSameFamily"):
+    with pytest.raises(UsageError, match=f"expected a diagonal Gaussian prior for guide={name}, got MixtureSameFamily"):
         learner(random_tasks())
 
 

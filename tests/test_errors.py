@@ -195,7 +195,7 @@ NUMBERS = {
     "guide=mc model.observe=nothing": "expected model.observe to be one of query, support, all, got 'nothing'",
     "guide=mc prior.num_hidden=-1": "expected prior.num_hidden >= 0 and prior.scale > 0, got num_hidden=-1, scale=0",
     "guide=mc train.num_tasks=-1": "expected train.num_tasks >= 0 and finite, got -1",
-    "guide=exact prior=conditional": "expected a prior that does not depend on the support set, got a conditional one",
+    "guide=exact prior=conditional": "expected a prior that does not depend on the support set, got a conditional",
     "guide=exact prior=mixture": "expected a Gaussian prior for a closed form, got MixtureSameFamily; use",
     "guide=proto": "expected a model with class prototypes for guide=proto, got models.gaussian_mean; use another",
     "guide=mean_field data.num_features=2": "num_features",  # the mean of a Gaussian has one feature, always 1

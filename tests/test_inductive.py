@@ -204,5 +204,5 @@ def test_another_head_is_refused_in_one_line(guide: str) -> None:
 
 def test_logistic_regression_needs_a_gaussian_prior() -> None:
     learner = Pair("logistic_regression", "mixture", "linear").learner()
-    with pytest.raises(UsageError, match="expected a Gaussian prior for guide=logistic_regression"):
+    with pytest.raises(UsageError, match="expected a diagonal Gaussian prior for guide=logistic_regression"):
         learner.guide.posterior(random_tasks().observed())

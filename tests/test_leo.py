@@ -424,7 +424,7 @@ def test_wrong_settings_are_named(model_settings: dict[str, Any], settings: dict
 
 
 def test_leo_needs_its_model() -> None:
-    with pytest.raises(UsageError, match="expected the model of guide=leo, which has the same name, got"):
+    with pytest.raises(UsageError, match="expected model=leo for guide=leo, got"):
         Pair("leo").learner()
 
 

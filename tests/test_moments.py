@@ -181,7 +181,7 @@ def test_wrappers_of_the_same_density_are_unwrapped_and_no_others() -> None:
 
 
 def test_a_transformed_normal_is_no_gaussian_prior() -> None:
-    with pytest.raises(UsageError, match="expected a Gaussian prior for guide=laplace, got TransformedDistribution"):
+    with pytest.raises(UsageError, match="diagonal Gaussian prior for guide=laplace, got TransformedDistribution"):
         check_gaussian(affine(TASKS, Size((WAY, WEIGHTS))), "guide=laplace")
 
 

@@ -145,8 +145,8 @@ def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     ("setting", "message"),
     [
         ("guide.posterior=delta", "guide.posterior to be one of normal, amortized, got 'delta'"),
-        ("guide.between=-1", "guide.label_precision and between >= 0, got label_precision=100.0 and between=-1.0"),
-        ("guide.label_precision=-1", "label_precision and between >= 0, got label_precision=-1.0 and between=0.0"),
+        ("guide.between=-1", "guide.label_precision >= 0 and between >= 0, got label_precision=100.0 and between=-1.0"),
+        ("guide.label_precision=-1", "label_precision >= 0 and between >= 0, got label_precision=-1.0 and between=0.0"),
     ],
 )
 def test_bad_settings_are_named(setting: str, message: str) -> None:

@@ -218,7 +218,7 @@ def test_base_classes_are_refused() -> None:
         ("pt_map", {"sharpness": 0.0}, "guide.sharpness > 0, got 0"),
         ("pt_map", {"step_size": 0.0}, "guide.step_size > 0, got 0"),
         ("bd_cspn", {"most_confident": -1}, "sharpness > 0, got most_confident=-1"),
-        ("laplacian_shot", {}, "model of guide=laplacian_shot, which has the same name"),
+        ("laplacian_shot", {}, "model=laplacian_shot for guide=laplacian_shot"),
     ],
 )
 def test_wrong_settings_are_named(guide: str, settings: dict[str, Any], message: str) -> None:

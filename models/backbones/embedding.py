@@ -12,8 +12,8 @@ def embedding(features: Callable[[Tensor], Tensor], x: Tensor, mirror: bool) -> 
     """Compute the features of a network, scaled to unit length.
 
     Args:
-        features: the network, which maps N inputs to D features each.
-        x: N images [N, channels, H, W], or N feature vectors [N, D].
+        features: the network, which maps N images to D features each [N, D].
+        x: N images [N, channels, height, width].
         mirror: whether the scaled features of an image and of its mirror image are averaged, and the average scaled.
             This doubles the computation.
 

@@ -14,15 +14,13 @@ from pyro_metabayes.prediction.scale import bounded, unit_length
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Backbone that returns its input features, after optional power transform, scaling and centring.
-
-    The transforms are applied in the order of the arguments.
+    """Backbone that returns its input features, after optional power transform, scaling and centring, in this order.
 
     Args:
         input_shape: [D], the number of features.
+        normalise: whether the features are scaled to unit length.
         power: exponent beta of the power transform sign(v) |v|^beta of each feature v. PT-MAP (Hu et al. 2021) has beta
             = 0.5 and v >= 0.
-        normalise: whether the features are scaled to unit length.
         centre: whether the mean feature of the training classes is subtracted. With `normalise`, the difference is
             scaled to unit length. A run sets the mean by `centre_on` before training. Until then the mean is 0.
 

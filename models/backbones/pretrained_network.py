@@ -22,7 +22,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 LIBRARY, RANDOM = "library", "random"  # values of the setting backbone.weights other than file names
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which training checkpoints have weights
 PREFIXES = ("module.", "_orig_mod.")  # prefixes of parameter names in distributed and in compiled modules
-PIECE = 64  # largest number of images in the network at once, unless the network is trained
+PIECE = 64  # largest number of images in the network at once, unless gradients are recorded
 
 
 class Inputs(NamedTuple):
@@ -50,7 +50,7 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
         inputs: input format of the network.
         input_shape: [channels, height H, width W] of one image.
         label: name of the network in messages.
-        weights: source of the weights: library, random (a run then pretrains the network) or a path.
+        weights: source of the weights: "library", "random" (a run then pretrains the network) or a path.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
@@ -117,7 +117,7 @@ def weights_of(path: str | Path) -> dict[str, Tensor]:
     """Read {name: weight} from a file (.safetensors, or written by torch.save), without prefixes of wrapper modules.
 
     Raises:
-        UsageError: the file does not exist, or has no weights.
+        UsageError: the file does not exist, or has no weights that load without running code.
     """
     file = user_path(path)
     if not file.is_file():

@@ -137,7 +137,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @staticmethod
     def _dual(gram: Tensor, reference: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Compute features for 2 D >= N from the matrix g of inner products of the N points.
+        """Compute N features of each of N points for 2 D >= N, from the matrix g of inner products of the points.
 
         With R for the indices of the reference points, x_i . (X^T X + lambda I)^-1 x_j equals
         (g_ij - g_iR (g_RR + lambda I)^-1 g_Rj) / lambda.
@@ -155,7 +155,7 @@ class Backbone(pyro_metabayes.Backbone):
     def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the parameters a and lambda of the kernel of each of T tasks [T, 1, 1].
 
-        lambda is a learned multiple of M / (effective dimension), the mean eigenvalue of X^T X per effective dimension.
+        lambda is a learned multiple of M / (effective dimension). M is the sum of the eigenvalues of X^T X.
         """
         statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
         share, ridge = self.network(statistics).split(1, -1)

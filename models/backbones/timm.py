@@ -37,7 +37,7 @@ class Backbone(PretrainedNetwork):
         input_shape: [channels, height, width] of one image.
         name: a name of `timm.list_models()`, with or without the tag of its weights: resnet18, resnet18.a1_in1k.
         weights: source of the weights.
-            `library`: the weights of timm for this name, from its cache.
+            `library`: the weights of timm for this name, from a local cache or, if allowed, a download.
             `random`: random weights, so that a run pretrains the network.
             PATH: the weights in this file.
         size: side of the images that the network receives, in pixels; 0 for the size in the configuration.

@@ -36,14 +36,14 @@ class Backbone(PretrainedNetwork):
         name: a name of `torchvision.models.list_models()`, with or without the name of its weights: resnet50,
             resnet50.IMAGENET1K_V1.
         weights: source of the weights.
-            `library`: the weights of torchvision for this name, from the cache of torch.
+            `library`: the weights of torchvision for this name, from the cache of torch or, if allowed, a download.
             `random`: random weights, so that a run pretrains the network.
             PATH: the weights in this file.
         size: side of the images that the network receives, in pixels; 0 for the published size.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: torchvision does not have this network or these weights, or the network has no linear layer.
+        UsageError: torchvision does not have this network, the weights do not exist, or there is no linear layer.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ class Backbone(pyro_metabayes.Backbone):
 
     The layers are a 3x3 convolution, three groups of blocks, BN-ReLU, global average pooling and L2 normalisation. A
     group has (depth - 4) / 6 pre-activation blocks without dropout. The strides of the groups are 2, 2 and 2. For
-    images of up to 32 x 32 the strides are 1, 2 and 2, as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3
-    channels has 36,472,784 parameters. (Zagoruyko and Komodakis 2016.)
+    images of height up to 32 the strides are 1, 2 and 2, as in the released code of SIB (Hu et al. 2020). WRN-28-10 for
+    3 channels has 36,472,784 parameters. (Zagoruyko and Komodakis 2016.)
 
     Args:
         input_shape: [channels, height H, width W] of one image.

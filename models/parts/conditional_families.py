@@ -64,9 +64,9 @@ class CouplingFlow(Conditional):
         w_c = loc + scale f(z_c),    z_c ~ N(0, I)
 
     loc and scale are those of `Conditional`. f is a stack of affine coupling layers, conditioned on loc and log scale.
-    Each layer scales and shifts one half of z by networks of the other half. The order of the weights is reversed
-    between layers. Before training f is the identity. Mean, variance and KL have no closed form. (RealNVP: Dinh et al.,
-    ICLR 2017, arXiv 1605.08803.)
+    Each layer scales and shifts one half of z by networks of the other half, and reverses the order of the entries.
+    Before training w_c ~ N(loc, diag(scale^2)). Mean, variance and KL have no closed form. (RealNVP: Dinh et al., ICLR
+    2017, arXiv 1605.08803.)
 
     Args:
         num_layers: number of coupling layers; 2 or more transform every weight.

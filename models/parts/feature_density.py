@@ -14,8 +14,8 @@ def log_density(head: Head, w: Tensor, x: Tensor) -> Tensor | None:
     probability pi_c and the component p(x | c, w):
 
         Cosine        pi_c = 1 / C                                          vMF(x; w_c / |w_c|, scale)
-        CosineOffset  pi_c proportional to exp(scale b_c)                       vMF(x; v_c / |v_c|, scale)
-        Linear        pi_c proportional to exp(scale (b_c + |v_c|^2 / 4))       N(x; v_c / 2, I / (2 scale))
+        CosineOffset  pi_c proportional to exp(scale b_c)                   vMF(x; v_c / |v_c|, scale)
+        Linear        pi_c proportional to exp(scale (b_c + |v_c|^2 / 4))   N(x; v_c / 2, I / (2 scale))
 
     vMF is the von Mises-Fisher density on the unit sphere. At the prototypes of the linear head pi_c = 1 / C, and the
     components are normal distributions around the class means.

@@ -21,7 +21,7 @@ class Predictor:
 
     Attributes:
         num_weights: P, the size of one weight vector.
-        scale: standard deviation of the entries of a weight vector in an untrained predictor.
+        scale: standard deviation of the decoder's noise on each weight, before training.
     """
 
     num_weights: int
@@ -60,7 +60,7 @@ class Predictor:
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the gradient of sum_i -log p(y_i | outputs_i) over points i, with respect to the outputs."""
+        """Compute the gradient of the inner loss, a sum over points, with respect to the outputs."""
         raise NotImplementedError
 
 

@@ -17,8 +17,9 @@ class SameOutputs(pyro_metabayes.Model):
 
     Args:
         predictor: the other model, built with `prior`.
-        prior: the prior of `predictor`. It is moved to the submodule `prior_over_weights` of this model.
-        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        prior: the prior of `predictor`. This prior becomes the submodule `prior_over_weights` of the new model, not of
+            `predictor`.
+        observe: the set whose labels are in the likelihood: "query", "support" or "all" (both).
     """
 
     prior_over_weights: Prior

@@ -50,8 +50,9 @@ class SetEncoder(nn.Module):
 
     Args:
         num_weights: W, the number of weights per class.
-        residual: whether loc equals the mean features of the class before training. This suits weights in feature
-            space. Weights without a feature, such as the bias of a head, are then 0. If False, all of loc is 0.
+        residual: whether loc is the mean of the features of the class before training, possibly shrunk towards 0. This
+            suits weights in feature space. Weights without a feature, such as the bias of a head, are then 0. If False,
+            all of loc is 0.
     """
 
     pure = True  # forward is a function of tensors without Pyro effects, so torch.compile can compile it
@@ -147,7 +148,7 @@ class PseudoObservations(SetEncoder):
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
         self.value_net = elu_network(num_features, num_hidden, 1, start=0.0)
-        # Training rarely reverses the sign of b_i. It starts proportional to x_i in a regression, else constant.
+        # Training rarely reverses the sign of b_i. So a linear b_i starts at 0.5 x_i / scale in a regression.
         self.direction_net = elu_network(num_features, num_hidden, num_weights, start=0.5 / scale)
         if isinstance(self.direction_net, nn.Linear) and not residual:
             nn.init.zeros_(self.direction_net.bias)

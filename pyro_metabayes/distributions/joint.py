@@ -24,7 +24,7 @@ class Joint(TorchDistribution):
         Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
 
     A prior or a posterior with several sites is a Joint. Model and guide sample each site under its own name. All other
-    code sees one vector z with batch [T] and event [D]: the flattened sites in order, with D components in total.
+    code uses one vector z with batch [T] and event [D]: the flattened sites in order, with D components in total.
 
     Args:
         distributions: maps the name of each site to a distribution with batch [T], or to a function of the earlier

@@ -22,8 +22,8 @@ class LatinSquare:
     Every draw has exactly the distribution N(loc, scale^2), because different rows of a draw use different e_m. The two
     draws of a pair share noise. Different pairs share noise only between different rows. Tasks share no noise.
 
-    Compared with L independent draws, 1 / (2C) of the random numbers suffice, and averages of class probabilities are
-    more precise. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
+    Compared with L >= 2C independent draws, 1 / (2C) of the random numbers suffice, and averages of class probabilities
+    are more precise. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
 
     Attributes:
         num_samples: L, the number of draws.
@@ -41,7 +41,7 @@ class LatinSquare:
     def noise(self, scale: Tensor) -> Tensor:
         """Draw the M noise vectors e_m of each of T tasks, and multiply them by the scales of the rows.
 
-        The random numbers are drawn task by task, so the noise of a task does not depend on the batch size.
+        The noise of a task does not depend on the number of processes.
 
         Args:
             scale: [T, G, W], standard deviations of W weights per row; G is C, or 1 if all rows share a scale.
@@ -79,7 +79,7 @@ class LatinSquare:
         return (windows[:, :, 0] if values.shape[2] == 1 else windows.diagonal(dim1=2, dim2=5)).mT
 
     def cyclic(self, values: Tensor) -> Tensor:
-        """Append the first values again, so that any C successive vectors are those of a pair; `by_pair` does this too.
+        """Append the first values again, so that the vectors of pair j are the C successive vectors from j on.
 
         Args:
             values: [..., M, N], N values for each of M shared noise vectors e_m.

@@ -14,11 +14,11 @@ from pyro_metabayes.seeding import drawing
 CHAINS = 16
 IMPOSSIBLE = -1e30  # log weight of a chain at which the density is 0 or not a number
 MOST_SHRINKS = 40  # largest number of shrinkages of the bracket of a slice; then the chain stays where it is
-FIRST_STAGES, MOST_STAGES = 16, 256  # smallest and largest number of temperatures
-POWER = 3  # inverse temperatures are (k / stages)^POWER, dense near 0, the proposal
+FIRST_STAGES, MOST_STAGES = 16, 256  # smallest and largest number of steps of the inverse temperature
+POWER = 3  # inverse temperatures are (k / stages)^POWER for k = 0, ..., stages: most are near 0, the proposal
 EQUILIBRATION = 100  # smallest number of moves at the posterior before the chains return to the proposal
 
-LogWeight = Callable[[Tensor], Tensor]  # h(u) [L, T] at u [L, T, P]: log f - log g
+LogWeight = Callable[[Tensor], Tensor]  # log importance weight h(u) [L, T] at u [L, T, P]
 
 
 def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
     Args:
         log_weight: the function h from u [L, T, P] to [L, T], for L chains, T tasks and P coordinates.
         like: [T, P], for shape, dtype and device of u.
-        stages: number of temperatures.
+        stages: number of steps of the inverse temperature b from 0 to 1.
 
     Returns:
         Lower and upper bound [T], in nats.

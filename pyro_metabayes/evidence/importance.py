@@ -48,8 +48,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     """Compute Pareto k [T]: the shape of a generalised Pareto distribution, fitted to the largest weights.
 
     The fit uses the largest min(L/5, 3 sqrt(L)) weights, by the method of Zhang and Stephens (2009), with a weak prior
-    at 1/2. Importance sampling is reliable for k < 0.7. Moments of order above 1/k do not exist. (Vehtari et al. 2024,
-    "Pareto smoothed importance sampling".)
+    at 1/2. Importance sampling is reliable for k < 0.7. Moments of order above 1/k do not exist. k is infinite for L <=
+    20, and 0 if the largest weights are almost equal. (Vehtari et al. 2024, "Pareto smoothed importance sampling".)
 
     Args:
         log_weights: log importance weights [L, T] of L draws for T tasks.

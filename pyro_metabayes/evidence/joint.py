@@ -21,7 +21,7 @@ from pyro_metabayes.prediction.numbers import integrates
 from pyro_metabayes.seeding import drawing
 
 TRUSTED_SIZE = 100  # effective sample size above which the log of an average is biased by less than 0.005 nats
-TIGHT = 0.01  # if the bounds of annealing differ by more nats per query, it is repeated with more temperatures
+TIGHT = 0.01  # if the bounds of annealing differ by more nats per query, annealing is repeated with more temperatures
 MOST_NUMBERS = 2**24  # largest size of one array; more draws are processed in several arrays
 
 
@@ -37,8 +37,8 @@ class JointPredictive:
         lower: [T], lower bound.
         upper: [T], upper bound.
         pareto_k: [T], Pareto k of the importance weights; reliable for k < 0.7. 0 for a closed form.
-        effective_size: [T], effective sample size of the importance draws; reliable from 100. A closed form has a
-            reliable size.
+        effective_size: [T], effective sample size of the importance draws; reliable from 100. For a closed form, the
+            number of samples, at least 100.
         num_queries: [T], number of query labels.
     """
 
@@ -99,7 +99,7 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
     proposal = proposal_of(target)
     log_weights = _log_weights(target, proposal, samples)
     value, k, size = log_mean_exp(log_weights), pareto_k(log_weights), effective_size(log_weights)
-    settled = (k < TRUSTED_K) & (size >= TRUSTED_SIZE) | value.isnan()  # a diverged task has no number
+    settled = (k < TRUSTED_K) & (size >= TRUSTED_SIZE) | value.isnan()  # NaN: the model diverged in this task
     lower = upper = value
     if not bool(settled.all()):
         bounds = _annealed(target, proposal)

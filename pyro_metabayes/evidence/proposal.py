@@ -20,7 +20,7 @@ from pyro_metabayes.seeding import drawing
 
 NEWTON_STEPS = 10  # Newton steps to the mode
 AVERAGED_STEPS = 6  # further steps, with derivatives averaged over draws
-PAIRS = 4  # pairs of antithetic draws for such an average
+PAIRS = 4  # pairs of antithetic draws over which derivatives are averaged
 FACTORS = (1.0, 0.5, 0.25, 0.0625)  # lengths of a step, relative to a Newton step; the best length is taken
 
 

@@ -18,9 +18,9 @@ TAILS = (0.05, 0.95)
 
 
 def r_hat(x: Tensor) -> Tensor:
-    """Compute R-hat of draws x [chains, draws, ...]: the maximum over the chains and the folded chains.
+    """Compute R-hat [...] of draws x [chains, draws, ...]: the larger R-hat of the chains and of the folded chains.
 
-    Chains are split and rank-normalised. Folding replaces a draw by the distance to the median.
+    Chains are split and rank-normalised. Folding replaces a draw by its distance to the median.
     """
     chains = _split(x)
     folded = (chains - chains.flatten(0, 1).median(0).values).abs()
@@ -28,12 +28,12 @@ def r_hat(x: Tensor) -> Tensor:
 
 
 def bulk_size(x: Tensor) -> Tensor:
-    """Compute the bulk effective sample size (for means and medians) of draws x [chains, draws, ...]."""
+    """Compute the bulk effective sample size [...] (for means and medians) of draws x [chains, draws, ...]."""
     return _effective_size(_rank_normalised(_split(x)))
 
 
 def tail_size(x: Tensor) -> Tensor:
-    """Compute the tail effective sample size of draws x [chains, draws, ...].
+    """Compute the tail effective sample size [...] of draws x [chains, draws, ...].
 
     The result is the smaller of two effective sample sizes: of the 5% quantile and of the 95% quantile.
     """
@@ -57,7 +57,7 @@ def _rank_normalised(x: Tensor) -> Tensor:
 
 
 def _effective_size(x: Tensor) -> Tensor:
-    """Compute the effective sample size of S draws, at most S log10 S; above S for anticorrelated draws."""
+    """Compute the effective sample size of S draws, at most S log10 S; larger than S for anticorrelated draws."""
     num_draws = x.shape[0] * x.shape[1]
     most = num_draws * math.log10(num_draws)
     size = effective_sample_size(x, 0, 1)

@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EffectStructure:
-    """The R random effects of a group, the last of which may be the intercepts of the groups nested within it.
+    """Structure of the R random effects of a group. The last effects may be intercepts of groups nested in the group.
 
-    Covariance of effects = noise^2 L L^T. Without inner groups L is lower triangular, or diagonal. The intercepts of
-    inner groups, such as the classes of a school, have the features 1 for points of the inner group, else 0. They have
-    mean 0 and one sd, and are independent of each other and of the other effects:
+    The covariance of the effects is noise^2 L L^T. Without inner groups L is lower triangular, or diagonal. The feature
+    of the intercept of an inner group, such as a class of a school, is 1 for points of this inner group, else 0. These
+    intercepts have mean 0 and one sd, and are independent of each other and of the other effects:
 
         L = [[L_1, 0], [0, l I]].
 
     Args:
-        num_random: R, the number of effects, with those of inner groups.
+        num_random: R, the number of effects, with the intercepts of inner groups.
         num_inner: C, the number of inner groups that a group may have; 0: there are none.
         diagonal: whether covariances between effects are fixed at 0.
     """
@@ -54,11 +54,11 @@ class EffectStructure:
         return torch.stack([factor[pattern == number][0] for number in range(1, int(pattern.max()) + 1)])
 
     def diagonal_of(self, factor: Tensor) -> Tensor:
-        """Return the diagonal of L, with the element of inner groups once."""
+        """Return the diagonal of L, with the equal elements of inner groups only once."""
         return factor.diagonal()[: self.num_own + min(self.num_inner, 1)]
 
     def without_inner(self, values: Tensor) -> Tensor:
-        """Leave out the C features of inner groups, whose effects have mean 0, from the last axis of values."""
+        """Leave out the C features of inner groups, whose coefficients are 0, from the last axis of values."""
         return torch.cat((values[..., : self.num_own], values[..., self.num_random :]), -1)
 
     def with_inner(self, coefficients: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Widening:
     Attributes:
         sd: [T, Q], scale of Student's t, in the unit of the label.
         ratio: [T, Q], sd divided by the predictive standard deviation at maximum likelihood, without estimation errors.
-        freedom: [T, Q], degrees of freedom of Student's t.
+        freedom: [T, Q], degrees of freedom of Student's t, at least 1.
     """
 
     sd: Tensor
@@ -48,7 +48,7 @@ class EstimationErrors:
         df = 2 v^2 / (grad v^T C grad v)
 
     where m(psi) and v(psi) are mean and variance of the prediction given psi, grad is the gradient with respect to psi,
-    and C is the inverse of the observed information of psi.
+    and C is the inverse of the observed information of psi (penalised likelihood).
 
     psi is estimated by restricted maximum likelihood, with a penalty that keeps each sd of an effect above 0. (Kackar
     and Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite
@@ -126,8 +126,8 @@ def estimation_errors(
 def inverse_information(psi: Tensor, structure: EffectStructure, sums: Sums) -> Tensor:
     """Compute the inverse of the observed information of psi under the penalised likelihood.
 
-    Directions of psi in which the likelihood is flat get variance 0. An example: the correlations of an effect with sd
-    0, which do not change predictions.
+    Directions of psi in which the likelihood is flat get variance 0. For example, the correlations of an effect with sd
+    0 do not change predictions.
     """
     values, directions = torch.linalg.eigh(information(psi, structure, sums, penalised=True))
     inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
@@ -147,7 +147,7 @@ def information(psi: Tensor, structure: EffectStructure, sums: Sums, penalised: 
 
 
 def parts_of(psi: Tensor, structure: EffectStructure) -> tuple[Tensor, Tensor, Tensor]:
-    """Split psi into the coefficients, without those of inner groups, a root of the covariance, and the noise sd."""
+    """Split psi into coefficients (without inner groups), a root of the covariance of effects, and the noise sd."""
     num_elements, noise = int(structure.pattern.max()), psi[-1].exp()
     return psi[: -1 - num_elements], noise * structure.factor(psi[-1 - num_elements : -1]), noise
 
@@ -171,7 +171,7 @@ def standard_errors(
         groups: groups as tasks, with all points as queries and one number per label.
         structure: the structure of the covariance.
         psi: the estimates, from `parameters_of`.
-        function: a function of covariance [R, R] and noise sd that returns a vector.
+        function: a function of the covariance of effects [R, R] and the noise sd that returns a vector.
 
     Returns:
         The standard errors; NaN if the estimates are at the edge of the parameter space, where an sd is 0 or a

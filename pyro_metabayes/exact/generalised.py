@@ -12,7 +12,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError, check_choice
 
 FAMILIES = ("bernoulli", "poisson")
-# The trapezoid rule with NODES nodes, up to REACH sds of the prior: exact to many digits for posteriors wider than .03.
+# Trapezoid rule with NODES nodes up to REACH prior sds: exact to many digits if a posterior sd exceeds 0.03 prior sds.
 REACH, NODES = 8.0, 641
 NARROWEST = 0.03  # least posterior sd of an effect, in sds of the prior, for which derivatives of the sum are exact
 MOST_POINTS = 20_000  # for second derivatives, which keep several arrays [NODES, points]
@@ -47,8 +47,8 @@ class GeneralisedEffects:
     coefficients: Tensor  # [D]
     sd: Tensor  # a scalar
     log_likelihood: float  # of all points, in nats
-    effects: Tensor  # posterior means of coefficients[0] + u_g [T]
-    effects_sd: Tensor  # [T]
+    effects: Tensor  # posterior means of coefficients[0] + u_g [T], for T groups
+    effects_sd: Tensor  # posterior standard deviations of u_g [T]
 
 
 def points_of(episodes: Episodes, has_offset: bool) -> Points:

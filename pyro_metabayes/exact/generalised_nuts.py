@@ -18,9 +18,9 @@ def generalised(points: Points, num_random: int, family: str) -> None:
         u_g = S R^(1/2) e_g,   e_g ~ N(0, I)
         coefficients ~ N(0, 10^2),   S ~ half-normal(1),   R ~ LKJ(1)
 
-    where z_i are the features of x_i with effects u_g of group g, S the standard deviations and R the correlations of
-    the effects. The priors are weak for standardised features. The latent sites are e_g, because u_g has a funnel
-    geometry for groups with few points.
+    where z_i are the features of x_i with effects u_g of group g, S the diagonal matrix of the standard deviations and
+    R the correlation matrix of the effects. The priors are weak for standardised features. The latent sites are e_g,
+    because u_g has a funnel geometry for groups with few points.
 
     Args:
         points: the points of all groups.

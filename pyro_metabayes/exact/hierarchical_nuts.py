@@ -28,9 +28,9 @@ class Draws:
 
     coefficients: Tensor  # [L, D]
     factor: Tensor  # [L, R, R], a root of the covariance of the group effects
-    noise: Tensor  # [L]
-    effects: Tensor  # w [L, T, R]
-    r_hat: float  # the largest split R-hat of coefficients, standard deviations and noise
+    noise: Tensor  # standard deviation of the noise [L]; NaN for a likelihood without noise
+    effects: Tensor  # weights w = coefficients[:R] + u_g of each group g [L, T, R]
+    r_hat: float  # the largest split R-hat of coefficients, standard deviations of effects, and noise
     effective_size: float  # the smallest effective sample size of these parameters
 
     @property
@@ -45,9 +45,9 @@ def hierarchical(sums: Sums) -> None:
         y_i ~ N(x_i . coefficients + z_i . u_g, noise^2),   u_g ~ N(0, S R S)
         coefficients ~ N(0, 10^2),   S and noise ~ half-normal(1),   R ~ LKJ(1)
 
-    where z_i are the features of x_i with effects u_g of group g, S the standard deviations and R the correlations of
-    the effects. The priors are weak for standardised features. Integration over u_g leaves few dimensions, without a
-    funnel geometry.
+    where z_i are the features of x_i with effects u_g of group g, S the diagonal matrix of the standard deviations and
+    R the correlation matrix of the effects. The priors are weak for standardised features. Integration over u_g leaves
+    few dimensions, without a funnel geometry.
 
     Args:
         sums: sufficient statistics of the points of each group.
@@ -135,7 +135,7 @@ def diagnosed(varying: Sequence[Tensor]) -> tuple[float, float]:
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
     """Draw the weights w = coefficients[:R] + F e of each group, given the points and L draws of the parameters.
 
-    Given the points z of a group, e is Gaussian with precision I + F^T z^T z F / noise^2.
+    Given the points of a group with features z, e is Gaussian with precision I + F^T z^T z F / noise^2.
 
     Args:
         sums: sufficient statistics of the points of each of T groups.

@@ -17,7 +17,7 @@ from pyro_metabayes.exact.conjugate import posterior_of_rows
 from pyro_metabayes.exact.effect_structure import EffectStructure
 from pyro_metabayes.exact.sums import Sums, sums_of
 
-LEAST_NOISE = 1e-4  # with smaller noise, in sds of the response, the effects fit every point: unbounded likelihood
+LEAST_NOISE = 1e-4  # with smaller noise, in sds of the labels, the effects fit every point: unbounded likelihood
 LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, since a variance of 0 has no inverse
 STARTS = (1.0, 0.3, 0.1)  # start values of sd / noise; a long first step may end at L = 0, where the gradient is 0
 
@@ -51,7 +51,7 @@ class MixedEffects:
         return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Compute the contribution of the features without group effects to the mean of each point."""
+        """Compute the contribution of the features without group effects to the mean of each point [..., 1]."""
         num_random = len(self.covariance)
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
@@ -79,8 +79,9 @@ def fit(
             log |x^T V^-1 x| with V = I + z L L^T z^T, and n - D replaces n.
         diagonal: whether covariances between effects are fixed at 0.
         penalised: whether 2 log |L| is added to 2 log p(y), so that no estimated sd is 0: the prior density of L is
-            proportional to |L|. `log_likelihood` of the result does not contain this term. (Chung et al. 2013, "A
-            nondegenerate penalized likelihood estimator for variance parameters in multilevel models".)
+            proportional to |L|. The sd of inner groups counts once in |L|. `log_likelihood` of the result does not
+            contain this term. (Chung et al. 2013, "A nondegenerate penalized likelihood estimator for variance
+            parameters in multilevel models".)
         num_inner: C; the last C of the R features mark the inner groups of nested groups (`EffectStructure`).
 
     Raises:
@@ -118,7 +119,7 @@ def _scale(sums: Sums, structure: EffectStructure) -> Tensor:
 
 
 def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor, num_inner: int = 0) -> Tensor:
-    """Compute the covariance of the estimated coefficients, given covariance of the group effects and noise sd."""
+    """Compute the covariance [D, D] of the estimated coefficients, given covariance of effects [R, R] and noise sd."""
     structure = EffectStructure(len(covariance), num_inner)
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
     errors = noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance), num_inner), factor, False)[3]
@@ -133,7 +134,7 @@ def maximum_of(
     penalised: bool = False,
     num_inner: int = 0,
 ) -> MixedEffects | None:
-    """Call `fit` for a standardised response; return None for an unbounded likelihood or too few points."""
+    """Call `fit` for labels with sd 1; return None if the likelihood is unbounded or there are too few points."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
         found = fit(episodes, num_random, restricted, diagonal, penalised, num_inner)

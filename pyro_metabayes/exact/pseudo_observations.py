@@ -40,7 +40,7 @@ def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor
 
 
 def linear_maps(num_weights: int, shared: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Compute linear maps B, c from a point to a pseudo-observation, for the exact posterior of a mixed model.
+    """Compute the linear maps B, c from a point to a pseudo-observation that give the exact posterior of a mixed model.
 
         model: y_i ~ N(w . z_i + shared . x_i, noise^2)
         pseudo-observation: u_i = b_i . w + e_i,   e_i ~ N(0, 1)

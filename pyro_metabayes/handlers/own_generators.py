@@ -20,7 +20,7 @@ def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
 
 
 class OwnGenerators(TorchDispatchMode):
-    """Torch mode that passes its own generators, one per device, to every random operation of this thread.
+    """Torch mode that passes its own generators, one per device, to random operations called without a generator.
 
     Args:
         seed: seed of every generator.

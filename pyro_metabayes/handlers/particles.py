@@ -1,4 +1,4 @@
-"""Several draws of each latent without an additional plate. The draws do not depend on the number of processes."""
+"""Several draws of each latent without an additional plate. Most draws do not depend on the number of processes."""
 
 from __future__ import annotations
 

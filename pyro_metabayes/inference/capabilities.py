@@ -63,7 +63,7 @@ class HasClassTerm(Protocol):
 @runtime_checkable
 class HasInitialPoint(Protocol):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Draw random weights [*W] of one task, the start value of a learned initial point."""
+        """Return weights [*W] of one task, random or 0, as the start value of a learned initial point."""
 
 
 @runtime_checkable
@@ -102,23 +102,23 @@ class StartsAtEstimates(Protocol):
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """Capability of a model that replaces the query logits as the input of inner loops on the queries."""
+    """Capability of a model with an input of inner loops on the queries that replaces the query logits."""
 
     def num_seen(self, num_classes: int) -> int:
         """Return the number V of values per query in `query_view`, for tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """Return the input v [..., T, Q, V] of inner loops, and the map from gradients in v to gradients in w."""
+        """Return the input v [..., T, Q, V] of inner loops, and a function from gradients in v to gradients in w."""
 
 
 @runtime_checkable
 class HasBaseClasses(Protocol):
     @property
     def num_base_classes(self) -> int:
-        """Number B of base classes, which every task has in addition to novel classes."""
+        """Number of base classes, some or all of which every task has in addition to novel classes."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Return the weights [T, B, W] of the B base classes in each task."""
+        """Return the weights [T, B, W] of the B base classes of each task."""
 
 
 @runtime_checkable
@@ -160,7 +160,7 @@ members = cache(get_protocol_members)
 
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
-    """Return whether an object has all members of a capability, parameters of modules among them."""
+    """Return whether an object has all members of a capability. Parameters and buffers of modules count as members."""
     return all(hasattr(part, name) for name in members(capability))  # type: ignore[arg-type]
 
 
@@ -179,7 +179,7 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
-        raise UsageError(f"expected the model of {by}, which has the same name, got {name}; remove the setting model=")
+        raise UsageError(f"expected model={by.removeprefix('guide=')} for {by}, got {name}; remove the setting model=")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
 

@@ -95,11 +95,13 @@ def adapted(
 ) -> Tensor:
     """Take K steps of gradient ascent on the mean log-likelihood (1/n) sum_i log p(y_i | x_i, w) of n support points.
 
+    The step size is exp(log_step_size) for classes, and 2 noise^2 exp(log_step_size) in a regression.
+
     Args:
         model: the likelihood.
         start: theta^0 [T, *W], start values of the weights of T tasks.
         observed: the tasks; only the support set is used.
-        log_step_size: log of the step size, which is multiplied by `model.loss_unit()`.
+        log_step_size: log of the step size for the mean cross-entropy or the mean squared error.
         num_steps: number of steps K.
         first_order: whether the outer gradient treats the inner gradients as constants.
     """
@@ -186,10 +188,12 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """Convert a step size for the mean loss of n points to one for the sum of losses: step_size * loss_unit / n.
+    """Convert the step size for the mean loss of n points to a step size [T, 1, 1] for the sum of -log p(y_i | x_i, w).
+
+    The result is step_size * loss_unit / n.
 
     Args:
-        model: the model with `loss_unit`.
+        model: the model with `loss_unit`, the ratio of the loss and -log p: 2 noise^2 for the squared error, else 1.
         log_step_size: log of the step size for the mean loss.
         mask: [T, N], for N points of T tasks; n is the number of unmasked points of a task, at least 1.
     """

@@ -34,7 +34,7 @@ def innermost(distribution: Any) -> Distribution:
 
 
 def has_density(distribution: Any) -> bool:
-    """Return whether a distribution has a density: all except a point estimate (Delta) and the flat prior."""
+    """Return whether a distribution has a density: false for a point estimate (Delta) and for the flat prior."""
     if isinstance(distribution, Joint):
         return all(map(has_density, distribution.examples.values()))
     inner = innermost(distribution)
@@ -66,7 +66,7 @@ def density_error(error: Exception) -> Exception:
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q; log q(w) of a Delta is `q.log_density`."""
+    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q. For a Delta q, log q(w) is q.log_density."""
     return log_density(q, w) - log_density(p, w)
 
 
@@ -157,10 +157,10 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Raise a UsageError if the prior is not Gaussian; `needed_by` is the setting for the message (guide=abml)."""
+    """Raise a UsageError if the prior is not a diagonal Gaussian; `needed_by` is the setting in the message."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
-        raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
+        raise UsageError(f"expected a diagonal Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:

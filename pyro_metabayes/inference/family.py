@@ -88,7 +88,7 @@ def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> 
 
 @dataclass(eq=False)
 class ClassCovariance:
-    """Covariance Sigma of the W weights of a class, with a term along the differences m_c between class weights.
+    """Covariance Sigma of the W weights of a class, with a term along the differences m_c of class weights.
 
         Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T
         m_c = theta_c - (1/C) sum_c theta_c
@@ -96,7 +96,7 @@ class ClassCovariance:
     Attributes:
         scale: standard deviations of the weights, broadcast with [T, C, W].
         spread: standard deviations along the differences, broadcast with [T, C, 1]; None: no such term.
-        differences: [T, C, W], the differences m_c of the class weights theta_c.
+        differences: [T, C, W], the differences m_c of the class weights theta_c from their mean over classes.
     """
 
     scale: Tensor
@@ -105,7 +105,7 @@ class ClassCovariance:
 
     @classmethod
     def at(cls, theta: Tensor, scale: Tensor, spread: Tensor | None) -> ClassCovariance:
-        """Construct the covariance with the differences between the class weights theta [T, C, W]."""
+        """Construct the covariance with the differences m_c of the class weights theta [T, C, W]."""
         return cls(scale, spread, theta - theta.mean(1, keepdim=True))
 
     def around(self, loc: Tensor) -> TorchDistribution:

@@ -14,7 +14,7 @@ LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is
 class OrderedNet(nn.Module):
     """The published synthetic-gradient network xi, on the C logits of a query in class order.
 
-    The layers are Linear-ReLU-norm of width 8 C, the same again, and Linear.
+    The layers are Linear-ReLU-norm of width 8 C, a second Linear-ReLU-norm of width 8 C, and Linear.
 
     Args:
         num_classes: number of classes C.
@@ -51,7 +51,7 @@ class PooledLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         of_class, of_mean = self.weight.chunk(2, dim=1)
-        if self.out_features < x.shape[-1]:  # the mean over classes is taken before or after the map, on fewer channels
+        if self.out_features < x.shape[-1]:  # averages after the map, which has fewer channels
             own, pooled = linear(x, torch.cat((of_class, of_mean))).chunk(2, dim=-1)
             return own + (pooled.mean(-2, keepdim=True) + self.bias)
         return linear(x, of_class) + linear(x.mean(-2, keepdim=True), of_mean, self.bias)
@@ -100,8 +100,8 @@ class MarginalNet(nn.Module):
         m_c = (1/Q) sum_i softmax(logits_i)_c.
 
     As in the published network, channels are normalised over the queries for each class separately. The normalisation
-    removes the predicted class frequencies, which matter for imbalanced query sets. Therefore the next layer has three
-    further inputs: the removed means over the queries, m_c, and log m_c.
+    removes the predicted class frequencies, which matter for imbalanced query sets. Therefore a linear map of the
+    removed means over the queries, of m_c and of log m_c is added to the normalised channels.
 
     Args:
         width: number of channels per class.

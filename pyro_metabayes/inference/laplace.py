@@ -1,4 +1,4 @@
-"""Laplace's approximation for few points and many weights, by factorising only matrices of the size of the outputs."""
+"""Laplace's approximation for few points and many weights. Factorised matrices have one row per point and output."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Shape = Size | list[int] | tuple[int, ...]
 
 
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """Compute a root U [T, *W, N * C] of the generalised Gauss-Newton matrix of -log p(y | x, w).
+    """Compute a root U [T, *W, N * M] of the generalised Gauss-Newton matrix of -log p(y | x, w).
 
         U U^T = sum_i J_i^T F_i J_i,   J_i = d outputs_i / d w
 
-    F_i is the Fisher information in the C outputs of point i. Each point has C columns of U, which are 0 for a masked
-    point. (Schraudolph 2002; Martens 2020.)
+    F_i is the Fisher information of label i about the outputs of point i. Each point has M columns of U: those of the
+    root of F_i (`fisher_root`). The columns of a masked point are 0. (Schraudolph 2002; Martens 2020.)
 
     Args:
         model: a model whose likelihood has a known Fisher information (`fisher_root`).
@@ -34,17 +34,17 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
     outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
-    root = fisher_root(model, outputs)  # [T * N, 1, *Y, C']
+    root = fisher_root(model, outputs)  # [T * N, 1, *Y, M]
     root = root * mask.reshape(-1, *[1] * (root.dim() - 1))
-    columns = torch.func.vmap(pullback, in_dims=-1, out_dims=-1)(root)  # [T * N, *W, C']
+    columns = torch.func.vmap(pullback, in_dims=-1, out_dims=-1)(root)  # [T * N, *W, M]
     return columns.unflatten(0, x.shape[:2]).movedim(1, -2).flatten(-2)
 
 
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
-    """Compute a root S (M columns) of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
+    """Compute a root S [..., *Y, M] of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
-    A canonical model has S = diag(sqrt p) - p sqrt(p)^T for logits, and S = diag(1 / sd) for means. For other models, S
-    is computed by torch.func.vjp.
+    A canonical model has S = diag(sqrt p) - p sqrt(p)^T for logits, and S = diag(1 / sd) for means, with M outputs. For
+    other models, S is computed by torch.func.vjp.
 
     Args:
         model: the likelihood.
@@ -74,9 +74,9 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Return coordinates of the likelihood with Fisher information diag(r^2), and r, of the same shape.
+    """Return coordinates of the likelihood with Fisher information diag(r^2), and r of equal shape.
 
-    Categorical: coordinates log p_c, r_c = sqrt(p_c). Normal: coordinates (mean, log sd), r = (1 / sd, sqrt(2)).
+    Categorical: log p_c, r_c = sqrt(p_c). Normal: (mean, log sd), r = (1 / sd, sqrt(2)). Else the logit or log rate.
     """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):

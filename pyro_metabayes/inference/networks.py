@@ -33,7 +33,7 @@ def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequ
 
 
 def positive(raw: Tensor, start: float) -> Tensor:
-    """Map the output of a network to a positive scale softplus(raw + const) + 1e-6, about `start` for raw = 0."""
+    """Compute a positive scale softplus(raw + constant) + 1e-6 from a network output; `start` + 1e-6 at raw = 0."""
     return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
 
 

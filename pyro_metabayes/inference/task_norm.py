@@ -20,8 +20,8 @@ def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
 class TaskNorm(nn.Module):
     """Normalisation layer (x - mean) / sqrt(variance + eps) * weight + bias, with statistics over one task.
 
-    For a single task, this is BatchNorm in training mode. The released code of SIB uses the training mode also at test
-    time.
+    For a single task, this is BatchNorm in training mode. The released code of SIB uses BatchNorm in training mode at
+    test time too.
 
     Args:
         num_channels: number of channels H, each with a weight and a bias.

@@ -1,4 +1,4 @@
-"""Predictions by family of the likelihood. Each file registers one family on import."""
+"""Predictions by family of the likelihood. Importing the package registers the families of all files."""
 
 from importlib import import_module
 from pkgutil import iter_modules

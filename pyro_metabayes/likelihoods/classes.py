@@ -1,4 +1,4 @@
-"""Predictions of classes: the class for Categorical likelihoods, and base class of other families."""
+"""Predictions of classes: a base class for likelihoods of classes, which is used for Categorical likelihoods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.likelihoods.predictions import Predictions, register, registered
 from pyro_metabayes.prediction.averages import largest_of_samples, most_probable, variance_of_samples
 
-TIED = 0.1  # two classes count as tied if their logits differ by at most this many nats
+TIED = 0.1  # classes count as tied in a sample if their log probabilities differ by at most this many nats
 
 
 @register(Categorical)
@@ -59,7 +59,7 @@ class ClassPredictions(Predictions):
         """Measure the variation of the predictions over L samples w_l; values [T, Q] per task and query, by name.
 
         logit_variance: variance over samples of the log probabilities, centred over classes.
-        disagreement: share of samples with another predicted class than the averaged prediction (ties excluded).
+        disagreement: share of samples that predict another class than the averaged prediction (ties excluded).
         information: estimate (1 / (L - 1)) sum_l KL(p(y | w_l), averaged prediction) of I(y; w), in nats.
         information_error: standard error of information.
         """

@@ -62,7 +62,7 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """L draws of w ~ q for T tasks, with the likelihood of any queries under the draws.
+    """L draws of w ~ q for T tasks, and the likelihood of any queries under these draws.
 
     The draws are either independent, stored in `w`, or a Latin square, stored in `loc`, `noise` and `square`.
 
@@ -84,7 +84,8 @@ class Draws:
     def of(cls, model: Model, q: TorchDistribution, num_samples: int) -> Self:
         """Draw w from q num_samples times; once if q is a point estimate.
 
-        The draws form a `LatinSquare` if q is a Gaussian with independent weights and the model has `DrawsOutputs`.
+        Two or more draws form a `LatinSquare` if q is a Gaussian over [C, W] with independent weights, and the class of
+        the model that defines likelihood and outputs also has the method `outputs_of_draws`.
 
         Args:
             model: the likelihood.

@@ -1,4 +1,4 @@
-"""Predictions of numbers: the base class of all families, and the class for Normal likelihoods."""
+"""Predictions of numbers: a base class for likelihoods of numbers, and the predictions under Normal likelihoods."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pyro_metabayes.prediction.pit import Bounds
 class NumberPredictions(Predictions):
     """Predictions of numbers under L draws of w.
 
-    A subclass for a new family defines `cdf`, with value 0 below the support. A family without finite mean or standard
-    deviation also overrides `mean` or `standardised`. Labels are integers if the `support` of the distribution is
-    discrete, else continuous.
+    A subclass for a new family defines `cdf`, with value 0 below the support. For a family without finite mean or
+    standard deviation, the subclass also overrides `mean`, `standardised` or both. Labels are integers if the `support`
+    of the distribution is discrete, else continuous.
     """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
@@ -41,10 +41,11 @@ class NumberPredictions(Predictions):
         logit_variance: mean of v over the components.
         information: sum of 1/2 log(1 + v) over the components, in nats. This is the mutual information I(y; w) for a
             Gaussian mean with Gaussian noise, and an approximation for other families.
-        information_error: standard error of information.
+        information_error: bound on the standard error of information, the sum of the errors of the components.
         """
         variance = cls.standardised(family).var(0)
-        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
+        # The standard error of v is v sqrt(2 / (L - 1)).
+        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))
         return {
             "logit_variance": variance.mean(-1),
             "information": 0.5 * variance.log1p().sum(-1),
@@ -53,7 +54,7 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return the predicted mean divided by the predicted sd [L, T, Q, Y], per sample, query and label component."""
+        """Return the predicted mean divided by the predicted sd [L, T, Q, Y] (samples, tasks, queries, components)."""
         return family.mean / family.stddev
 
     @abstractmethod

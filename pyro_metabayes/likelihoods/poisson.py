@@ -18,7 +18,7 @@ class CountPredictions(NumberPredictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return 2 sqrt(rate) per sample of w and label. On this scale a count has sd 1. (Anscombe 1948.)"""
+        """Return 2 sqrt(rate) per sample of w and label. On this scale a count has an sd near 1. (Anscombe 1948.)"""
         return 2 * family.rate.sqrt()
 
     def cdf(self, y: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Predictions of query labels, the input of scores and diagnostics, with one class per family of likelihoods.
 
-FAMILIES maps families to classes. A new family is a subclass of ClassPredictions (classes.py), NumberPredictions
-(numbers.py) or Predictions with the decorator `@register(DISTRIBUTION)`. No other file needs a change.
+FAMILIES maps classes of distributions to classes of predictions. A new family is a subclass of ClassPredictions
+(classes.py), NumberPredictions (numbers.py) or Predictions with the decorator `@register(DISTRIBUTION)`. No other file
+needs a change.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Predictions(ABC):
         """Construct the predictions from a likelihood and the labels.
 
         Args:
-            family: the likelihood without wrappers, batch [L, T, Q], or [L, T, Q, Y] for Y numbers per label.
+            family: the likelihood without `to_event` and `mask`, batch [L, T, Q], or [L, T, Q, Y] for Y numbers per
+                label.
             labels: [T, Q] classes, or [T, Q, Y] numbers.
             mask: [T, Q], False for masked queries.
         """
@@ -43,10 +45,10 @@ class Predictions(ABC):
     def spread(cls, family: Any) -> dict[str, Tensor]:
         """Measure the variation of the predictions over samples of w; values [T, Q] per task and query, by name.
 
-        `collapse.prior_spread` explains the names, such as logit_variance.
+        The names are logit_variance, information, information_error and, for classes, disagreement.
 
         Args:
-            family: the likelihood without wrappers, as for `of`.
+            family: the likelihood, as for `of`.
         """
 
     @property

@@ -29,8 +29,9 @@ class Elbo(Objective, Trace_ELBO):
 
         loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }
 
-    where q_t is the approximate posterior over the weights w_t of task t, p_psi the prior, and i runs over the query
-    points of the task. (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
+    where q_t is the approximate posterior over the weights w_t of task t, p_psi the prior, and i runs over the points
+    whose labels the model observes: the query points, unless model.observe is "support" or "all". (Kingma and Welling
+    2014; Hu et al. 2020, workshop version, eq. 4.)
 
     Args:
         particles: number of samples of w for the expectation.

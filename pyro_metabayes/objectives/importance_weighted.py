@@ -17,8 +17,9 @@ class ImportanceWeighted(Objective):
 
         loss = -sum_t log (1/L) sum_l p(y_t | w_l) (p(w_l) / q(w_l))^kl_weight,   w_l ~ q(w)
 
-    where y_t are the query labels of task t, and q is the guide. For kl_weight = 1, -loss is a bound: in expectation it
-    lies between the ELBO (L = 1) and the log evidence (L to infinity). (Burda et al. 2016, eq. 8.)
+    where y_t are the labels of task t that the model observes (by default the query labels), and q is the guide. For
+    kl_weight = 1, -loss is a lower bound on the log evidence in expectation: the ELBO for L = 1, and closer to the log
+    evidence the larger L is. (Burda et al. 2016, eq. 8.)
 
     With the prior as guide, the loss equals the loss of monte_carlo with joint=true. If every site is inside the plate
     of tasks, the loss equals Pyro's RenyiELBO(alpha=0).

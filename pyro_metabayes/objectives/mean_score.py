@@ -16,8 +16,8 @@ class MeanScore(Objective):
         loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l),   w_l ~ q
 
     where y_t are the labels of the Q_t unmasked queries of task t, C is the number of classes, and q the guide. If
-    labels are numbers, 1 replaces log C. The loss of each task is near 1 before training, so large and small tasks have
-    equal weight. There is no KL term, and -loss is no bound on the evidence.
+    labels are numbers, 1 replaces log C. For classes, a uniform guess has the loss 1 in each task, so large and small
+    tasks have about equal weight. There is no KL term, and -loss is not a bound on the evidence.
 
     Args:
         particles: number L of samples of w per task.
@@ -35,7 +35,7 @@ class MeanScore(Objective):
                 f"{type(data).__name__}; pass Episodes"
             )
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
-        latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing
+        latent_sites(guide_trace)  # refuses samples without gradient, with which training would silently change nothing
         model_trace.compute_log_prob()
         log_prob = added([model_trace.nodes[name]["log_prob"] for name in observed_sites(model_trace)])  # [T] or [L, T]
         log_prob = log_prob.flatten(0, -2).mean(0) if log_prob.dim() > 1 else log_prob

@@ -20,9 +20,9 @@ class MonteCarlo(Objective):
         joint=False: loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l)
         joint=True:  loss = -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l)
 
-    where i runs over the query points of task t. The samples w_l are drawn from q(w | support), the `posterior` of the
-    guide, which does not depend on query labels. (Gordon et al. 2019, and the code of the paper. The joint form is NPML
-    of the neural process literature.)
+    where i runs over the query points of task t. The samples w_l are drawn from the `posterior` of the guide, which
+    does not depend on query labels. (Gordon et al. 2019, and the code of the paper. The neural process literature calls
+    the joint form NPML.)
 
     Args:
         particles: number L of samples of w per task.

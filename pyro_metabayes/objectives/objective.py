@@ -43,8 +43,8 @@ class Objective(Recorded):
 
     Attributes:
         name: name of the loss in tables.
-        bound: whether -loss is a lower bound on the log evidence. (The KL weight must be 1, and guide and prior must
-            have densities.)
+        bound: whether -loss, in expectation, is a lower bound on the log evidence if the KL weight is 1 and guide and
+            prior have densities.
 
     Args:
         particles: number of samples of the latent per task.

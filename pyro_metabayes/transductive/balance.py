@@ -22,7 +22,7 @@ def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCE
         known: the class marginal is uniform.
         estimated: the class marginal is estimated from the queries.
 
-    `known` and `estimated` add a term per class to the logits.
+    `known` and `estimated` add a term per class to the logits, so they need a head with such a term.
 
     Args:
         balance: value of the setting.
@@ -30,7 +30,7 @@ def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCE
         choices: the allowed values.
 
     Raises:
-        UsageError: the value is none of the choices, or the model has no term per class.
+        UsageError: the value is not one of the choices, or `known` or `estimated` needs a term that the model lacks.
     """
     check_choice("guide.balance", balance, choices)
     if balance != "unknown":
@@ -72,11 +72,11 @@ def refuse_base_classes(model: Model, by: str) -> None:
 
 
 def refuse_few_queries(observed: Observed) -> None:
-    """Raise a UsageError if tasks have fewer queries than classes, so that classes cannot be equally frequent."""
+    """Raise a UsageError if tasks have fewer queries than classes, since equally many per class are then impossible."""
     if (number := observed.query_x.shape[1]) < observed.num_classes:
         raise UsageError(
             f"expected at least {observed.num_classes} queries for balance=known (equally many per class), got "
-            f"{number}; predict all queries in one call, or remove balance"
+            f"{number}; predict all queries in one call, or remove the setting balance"
         )
 
 
@@ -104,16 +104,16 @@ def assign(balance: str, logits: Tensor, mask: Tensor, term: Tensor, num_iterati
 
     Args:
         balance: the setting `guide.balance`.
-            unknown: the class term does not change.
-            known: Sinkhorn's projection computes the term from `logits`.
-            estimated: the term of the next step is the log of the mean assignment.
+            unknown: `term` is used, and returned unchanged.
+            known: Sinkhorn's projection computes a new term from `logits`. The new term is used and returned.
+            estimated: `term` is used. The returned term is the log of the mean assignment.
         logits: [T, Q, C], logits of C classes for Q queries of T tasks.
         mask: [T, Q], False for masked queries.
         term: [T, 1, C], class term of the last step.
         num_iterations: number of Sinkhorn iterations, which start at `term`.
 
     Returns:
-        The assignments [T, Q, C], and the class term of the next step [T, 1, C].
+        The assignments [T, Q, C], and the class term [T, 1, C] to pass as `term` in the next step.
     """
     if balance == "known":
         term = class_term(logits, mask, num_iterations=num_iterations, start=term)

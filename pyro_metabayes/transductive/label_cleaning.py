@@ -45,7 +45,7 @@ def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
 
     Args:
         observed: T tasks with S support points and Q queries.
-        x: [T, S + Q, D], points of the tasks; only dtype and device are used.
+        x: [T, S + Q, D], points of the tasks; only the number of tasks, dtype and device are used.
     """
     num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
     labels = one_hot(observed.support_y, num_classes).to(x.dtype)
@@ -60,12 +60,13 @@ def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
 def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Tensor:
     """Balance the scores of open (unlabelled) queries by Sinkhorn's projection.
 
-    The result is the transport plan P with the given class totals that is nearest to Z^power in KL.
+    The result is the transport plan P that is nearest to Z^power in KL, among plans with total 1 per query and the
+    given totals per class.
 
     Args:
         scores: [T, N, C], scores Z of C classes for N points of T tasks.
         open_: [T, N], whether a point is an open query.
-        counts: [T, 1, C], number of open queries of each class.
+        counts: [T, 1, C], assumed number of open queries of each class, the class totals of P.
         power: exponent of the scores.
 
     Returns:
@@ -91,7 +92,7 @@ def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_step
     Args:
         x: [T, N, D], N points of T tasks, with D features.
         labels: [T, N, C], one-hot labels for C classes.
-        mask: [T, N], False for points that are not used.
+        mask: [T, N], False for points that are not trained on.
         start: [T, C, D], weights before the first step; the offsets start at 0.
         num_steps: number of steps.
 

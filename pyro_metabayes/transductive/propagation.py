@@ -24,7 +24,7 @@ def propagation(x: Tensor, mask: Tensor, num_neighbours: int, power: float, deca
 
     Args:
         x: [T, N, num_features], N points x_i of T tasks.
-        mask: [T, N]; masked points have no neighbours.
+        mask: [T, N], False for masked points, which have no neighbours and are no neighbours.
         num_neighbours: number of neighbours of each point, without the point itself.
         power: exponent of the cosines (gamma in Lazarou et al.).
         decay: factor of the graph in [0, 1) (alpha in Zhou et al.).

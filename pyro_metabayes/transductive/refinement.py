@@ -27,7 +27,8 @@ class Refinement(nn.Module):
     means m. m(z) are the class means over support points and queries, with the queries weighted by z
     (`soft_class_means`). `balance` determines the class term b (`assign`).
 
-    The sharpness is a learned parameter. Good assignments need another temperature than calibrated predictions.
+    The sharpness is learned, and not fixed at 1, since the best temperature of the assignments differs from the
+    temperature of calibrated predictions.
 
     Args:
         model: a classifier with class means as weights.

@@ -1,4 +1,4 @@
-"""A linear classifier that reproduces given scores of points. Any function may have generated the scores."""
+"""A linear classifier that reproduces given scores of points. The scores need not be linear in the features."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ RIDGE = 1e-4  # ridge of the regression, for features of unit length
 def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """Compute the smallest weights w_c = (v_c, b_c) with v_c . x_i + b_c = scores_ic at the unmasked points x_i.
 
-    The method is kernel ridge regression with a small ridge. For up to D + 1 points, the classifier reproduces the
-    scores. For more points, the result is a least-squares fit.
+    The method is kernel ridge regression with a small ridge. For up to D + 1 points in general position, the classifier
+    reproduces the scores almost exactly. For more points, the result is about the least-squares fit.
 
     Args:
         head: the linear head that combines directions v and offsets b to weights.

@@ -41,7 +41,7 @@ class ShiftedPoints:
     def cosines(self, means: Tensor) -> Tensor:
         """Compute the cosines [T, S + Q, C] of all points with class means [T, C, D]."""
         length = torch.linalg.vector_norm(self.x, dim=-1, keepdim=True).clamp(min=SHORTEST)
-        return self.x @ normalize(means, dim=-1).mT / length  # scales the product, which is smaller than x
+        return self.x @ normalize(means, dim=-1).mT / length  # divides the product, which is smaller than x
 
 
 def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.transductive.assignments import masked_mean
 
-RIDGE = 1e-4  # added to the curvature J in the gradient, since J is 0 for predictions that are certain
+RIDGE = 1e-4  # added to the matrix J of `_with_gradient`, since J is 0 for predictions that are certain
 LEAST = 1e-30  # lower bound on sums of a plan, so that their reciprocals are finite
-BEFORE_LOGARITHM = 20  # iterations on the plan before its scaling is added to b
+BEFORE_LOGARITHM = 20  # number of iterations after which the logarithms of the class factors are added to b
 
 
 def class_term(
@@ -53,8 +53,8 @@ def class_term(
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
     """Run Sinkhorn's iterations on transport plans [..., T, C, Q], and return the class term.
 
-    An iteration scales the columns of a plan. Every few iterations, the logarithm of the scaling is added to the class
-    term, and the scaling is reset to 1. This prevents overflow.
+    An iteration computes a factor of each class in a plan. Every 20 iterations, the logarithms of the factors are added
+    to the class term, and the factors are reset to 1. This prevents overflow.
     """
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]

@@ -1,1 +1,1 @@
-"""An amortized transductive classifier, with learned rules that update class means from the queries of a task."""
+"""An amortized transductive classifier: networks update the class means by the queries of a task."""

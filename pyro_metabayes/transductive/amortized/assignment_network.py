@@ -15,7 +15,7 @@ Affine = tuple[Tensor, Tensor]  # factor and additive term of each channel
 class Modulation(nn.Module):
     """Network that computes a factor and a term for each hidden channel from the statistics of a task (FiLM).
 
-    The channel is multiplied by the factor, and the term is added. Before training, all factors are 1 and all terms 0.
+    The channel is multiplied by the factor, and the term is added. Before training, factors are 1 and terms are 0.
     (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.)
 
     Args:
@@ -47,8 +47,8 @@ class AssignmentNetwork(nn.Module):
     The inputs are channels (numbers) of each pair of a query and a class. Two hidden layers map the channels of a pair,
     with the same map for all pairs. `Modulation` by task statistics follows each map.
 
-    The first layer also receives the means of the input channels over classes. The second layer also receives the
-    hidden channels minus their mean over classes, and minus their mean over queries.
+    The first layer also receives the means of the input channels over classes. The second layer also receives two
+    differences: hidden channels minus their mean over classes, and hidden channels minus their mean over queries.
 
     A permutation of the classes permutes the corrections, and leaves the weights unchanged. A permutation of the
     queries permutes corrections and weights. Before training, the corrections are 0.

@@ -21,8 +21,8 @@ def left_out_statistics(x: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     is not counted. The statistics are
 
         skill: (a - 1/C) / (1 - 1/C), where a is the accuracy for C classes
-        log-likelihood of the labels relative to guessing: 1 + mean(log p_y) / log(C)
-        margin: 5 mean(cosine with the mean of the own class - largest other cosine)
+        log-likelihood of the labels relative to guessing: 1 + mean(log p_y) / log(C), where y is the label
+        margin: 5 mean(cosine with the mean of the own class - largest cosine with the mean of another class)
         share of the support points that are counted
 
     All are 0 for a task where no point is counted.

@@ -21,7 +21,7 @@ def channels(task: TaskGeometry, state: State, logits: Tensor, prior: Tensor, af
         task: points of T tasks.
         state: class means after the last step.
         logits: [T, Q, C], scaled cosines of each query with the class means without this query.
-        prior: [T, Q, C], logarithms of the assignments from these logits and the class shares.
+        prior: [T, Q, C], logarithms of the soft assignments that follow from these logits and the class shares.
         affinities: [T, Q, S + Q], affinities of each query to all other points.
 
     Returns:
@@ -48,8 +48,8 @@ def channels(task: TaskGeometry, state: State, logits: Tensor, prior: Tensor, af
 def changes(task: TaskGeometry, state: State) -> Tensor:
     """Compute the inputs of the temperature network: certainty and last change of the assignments.
 
-    The last four means over queries measure whether the clusters are real. They compare the assignments of a query by
-    all class means with those by class means that do not contain the query.
+    Eight of the statistics are means over the queries. The last four of these use class means without the query. They
+    are small if a query is near a class mean only because the class mean contains the query.
 
     Returns:
         Tensor [T, NUM_CHANGES], NUM_CHANGES statistics for each of T tasks.

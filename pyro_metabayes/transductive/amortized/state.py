@@ -43,13 +43,13 @@ class State(NamedTuple):
 
     rates: Rates
     means: Tensor  # class means [T, C, D]
-    own: Tensor  # coefficient of each query in the class means [T, Q, C]
+    own: Tensor  # coefficient own_ic of each query in the class means [T, Q, C]
     cosines: Tensor  # cosines of the queries with the class means [T, Q, C]
     left_out: Tensor  # cosines of each query with the class means without this query [T, Q, C]
     lengths: Tensor  # lengths of the class means [T, C]
-    bias: Tensor  # log class shares [T, 1, C]
+    bias: Tensor  # log(C pi) of the class shares pi [T, 1, C]; 0 if the queries are known to be balanced
     term: Tensor | None = None  # Sinkhorn's class term [T, 1, C]
-    before: Tensor | None = None  # soft assignments by the cosines before the step [T, Q, C]
+    before: Tensor | None = None  # soft assignments by `left_out` before the step [T, Q, C]; None: no step yet
 
     @classmethod
     def initial(cls, points: TaskGeometry, rates: Rates) -> Self:

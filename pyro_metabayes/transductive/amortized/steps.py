@@ -37,8 +37,8 @@ class AmortizedSteps(nn.Module):
         m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic)
 
     where z_i is the soft assignment of query i to the C classes, g_i in (0, 1) the weight of query i, and n_c the
-    number of support points of class c. The network sees cosines of x_i with class means that do not contain x_i, so
-    that a query does not confirm its own assignment. The logits after the last step are
+    number of support points of class c. The network receives cosines of x_i with class means that do not contain x_i,
+    so that a query does not confirm its own assignment. The logits after the last step are
 
         s cos(m_c, x_i) + beta log(C pi_c) + b_c
 
@@ -75,7 +75,7 @@ class AmortizedSteps(nn.Module):
         return [self._directions(task, state).to(observed.query_x) for state in self._states(task, num_steps)]
 
     def _task(self, observed: Observed, known: Tensor | None) -> Task:
-        """Return the tasks in the precision of the parameters, which may be less than that of the features."""
+        """Return the tasks in the precision of the parameters of this module."""
         own = next(self.parameters())
         converted = observed.map_tensors(lambda values: values.to(own) if values.is_floating_point() else values)
         return Task.of(converted, None if known is None else known.to(own))

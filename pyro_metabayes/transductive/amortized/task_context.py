@@ -17,17 +17,17 @@ FAR = -2.0  # less than every cosine
 def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
     """Compute 11 statistics of each task from features of unit length, each of the order of 1.
 
-    The statistics are
+    The statistics are, up to constants and partly as logarithms,
 
         way
         mean and sd of the log shots
         queries per class
-        effective dimension: absolute, and relative to the number of queries
+        effective dimension of the queries: absolute, and relative to the number of queries
         squared length of the class means
         cosine of a query with the nearest class mean
         difference between the cosines with the nearest and the second nearest class mean
-        mean cosine of a query with the nearest other queries
-        spread of the cosines with class means
+        mean cosine of a query with the 4 nearest other queries
+        standard deviation over the queries of the cosines with class means
 
     Args:
         cosines: [T, Q, C], cosines of Q queries with the class means of C classes in T tasks.

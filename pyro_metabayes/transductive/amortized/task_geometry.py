@@ -23,7 +23,7 @@ class TaskGeometry:
     Attributes:
         x: [T, Q, D], the Q queries, with D features.
         mask: [T, Q], False for masked queries, and for queries of zeros, which have no direction.
-        shares: [T, Q], weight of each query in a mean over the queries.
+        shares: [T, Q], weight of each query in a mean over the unmasked queries.
         labels: [T, S, C], one-hot labels of the S support points for C classes, 0 for masked points.
         means: [T, C, D], class means of the support set.
         counts: [T, C], number of support points of each class.
@@ -114,7 +114,7 @@ class TaskGeometry:
 
 
 def cosines_without(x: Tensor, inner: Tensor, lengths: Tensor, own: Tensor) -> Tensor:
-    """Compute the cosines [T, N, C] of each point with the class means m_c, without the share of this point in them.
+    """Compute the cosines [T, N, C] of each point with the class means m_c, computed without this point.
 
     Without point x, the class mean has the direction of m_c - own_c x.
 

@@ -45,10 +45,10 @@ class Task:
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
         """Compute Sinkhorn's class term, which makes the mean prediction of the queries uniform.
 
-        The term is 0 for tasks that are not known to be balanced.
+        The term is 0 for tasks with queries that are not known to be balanced.
 
         Returns:
-            Tensor [T, 1, C]; None if no task is known to be balanced.
+            Tensor [T, 1, C]; None if `known` is None.
         """
         if self.known is None:
             return None
@@ -58,7 +58,7 @@ class Task:
     def assigned(self, log_odds: Tensor) -> Tensor:
         """Compute soft assignments of the queries to the classes from logits.
 
-        In tasks that are known to be balanced, the mean assignment is uniform (Sinkhorn's projection).
+        If the queries are known to be balanced, the mean assignment is uniform (Sinkhorn's projection).
 
         Returns:
             Tensor [T, Q, C].
@@ -67,6 +67,6 @@ class Task:
         return (log_odds if term is None else log_odds + term).softmax(-1)
 
     def log_shares(self, assignments: Tensor) -> Tensor:
-        """Compute log(C pi) [T, 1, C] of the class shares pi; 0 for tasks that are known to be balanced."""
+        """Compute log(C pi) [T, 1, C] of the class shares pi; 0 if the queries are known to be balanced."""
         log_shares = (assignments.shape[-1] * self.points.mean(assignments).clamp(min=LEAST_SHARE)).log()
         return log_shares if self.known is None else log_shares * (1 - self.known[:, None, None])
