@@ -39,11 +39,13 @@ def how_many(number: int, one: str, several: str = "") -> str:
 class UnknownKey(UsageError):
     """Error for an unknown setting. The message suggests the existing setting with the most similar name.
 
+    Names are compared without their groups: for guide.kl_weight, the setting train.kl_weight has the same name.
+
     Args:
         key: the unknown setting, such as guide.step_sizes.
         names: names of the existing settings.
         owner: name of the class or function that has these settings, such as guides.sib.Guide.
-        elsewhere: full names of settings of other classes that may be suggested too.
+        elsewhere: full names of other settings that may be suggested too, such as train.kl_weight.
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
@@ -55,10 +57,12 @@ class UnknownKey(UsageError):
 
 def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
     prefix, dot, name = key.rpartition(".")
-    settings = [*(f"{prefix}{dot}{other}" for other in names), *elsewhere]
-    near = get_close_matches(name, [_last(setting) for setting in settings], 1)
-    guesses = [f"'{setting}'" for setting in settings if _last(setting) in near]
-    return f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    own = [f"{prefix}{dot}{other}" for other in names]
+    settings = [setting for setting in dict.fromkeys((*own, *elsewhere)) if setting != key]
+    near = get_close_matches(name, map(_last, settings), 1)
+    equal = [setting for setting in settings if _last(setting) in near]
+    guesses = [setting for setting in equal if setting in own] or equal
+    return f"did you mean {' or '.join(map(repr, guesses))}? " if guesses else ""
 
 
 def _last(setting: str) -> str:
