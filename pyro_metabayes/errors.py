@@ -39,7 +39,8 @@ def how_many(number: int, one: str, several: str = "") -> str:
 class UnknownKey(UsageError):
     """Error for an unknown setting. The message suggests the existing setting with the most similar name.
 
-    Names are compared without their groups: for guide.kl_weight, the setting train.kl_weight has the same name.
+    Names are compared without their groups: train.kl_weight is suggested for guide.kl_weight. An equal name in another
+    group comes first, then similar names in the same group, then similar names in other groups.
 
     Args:
         key: the unknown setting, such as guide.step_sizes.
@@ -58,11 +59,18 @@ class UnknownKey(UsageError):
 def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
     prefix, dot, name = key.rpartition(".")
     own = [f"{prefix}{dot}{other}" for other in names]
-    settings = [setting for setting in dict.fromkeys((*own, *elsewhere)) if setting != key]
-    near = get_close_matches(name, map(_last, settings), 1)
-    equal = [setting for setting in settings if _last(setting) in near]
-    guesses = [setting for setting in equal if setting in own] or equal
+    others = [setting for setting in elsewhere if setting not in (key, *own)]
+    guesses = _named(name, others) or _similar(name, own) or _similar(name, others)
     return f"did you mean {' or '.join(map(repr, guesses))}? " if guesses else ""
+
+
+def _similar(name: str, settings: Sequence[str]) -> list[str]:
+    near = get_close_matches(name, map(_last, settings), 1)
+    return _named(near[0], settings) if near else []
+
+
+def _named(name: str, settings: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(setting for setting in settings if _last(setting) == name))
 
 
 def _last(setting: str) -> str:

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "guide.num_step=1": ["guide.num_steps"],
     "train.learning_rat=1": ["train.learning_rate"],
     "guide.frozen=false": ["backbone.frozen"],
+    "eval.taskz=5": ["eval.tasks"],
     "guide.qqq=1": [],
     "train.qqq=1": [],
     "qqq=1": [],
