@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from pyro_metabayes.moved import MOVED_SETTINGS
 
+SIMILAR_ELSEWHERE = 0.8  # least similarity of a suggested name in another group: there are many names
 SHAPES = "\nTrace Shapes:"  # Pyro appends the shapes of the trace to the message of an error
 
 
@@ -60,12 +61,12 @@ def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
     prefix, dot, name = key.rpartition(".")
     own = [f"{prefix}{dot}{other}" for other in names]
     others = [setting for setting in elsewhere if setting not in (key, *own)]
-    guesses = _named(name, others) or _similar(name, own) or _similar(name, others)
+    guesses = _named(name, others) or _similar(name, own) or _similar(name, others, SIMILAR_ELSEWHERE)
     return f"did you mean {' or '.join(map(repr, guesses))}? " if guesses else ""
 
 
-def _similar(name: str, settings: Sequence[str]) -> list[str]:
-    near = get_close_matches(name, map(_last, settings), 1)
+def _similar(name: str, settings: Sequence[str], cutoff: float = 0.6) -> list[str]:
+    near = get_close_matches(name, map(_last, settings), 1, cutoff)
     return _named(near[0], settings) if near else []
 
 

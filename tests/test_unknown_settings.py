@@ -73,7 +73,7 @@ def test_other_commands_do_so_too(line: str, finished: Path) -> None:
     ("names", "elsewhere", "guess"),
     [
         (["kl_weights"], ["train.kl_weight"], "did you mean 'train.kl_weight'?"),
-        (["step"], ["a.steps", "b.steps"], "did you mean 'a.steps' or 'b.steps'?"),
+        (["qqq"], ["a.steps", "b.steps"], "did you mean 'a.steps' or 'b.steps'?"),
         (["steps"], ["a.steps", "b.steps"], "did you mean 'g.steps'?"),
     ],
     ids=["the same name", "in two groups", "in the own group first"],
