@@ -51,6 +51,7 @@ FREE = {
     "objective=mine": "objective=elbo",
     "data=mine": "data=sinusoid",
     "guide=NAME": "guide=sib",
+    "experiments.NAME": "experiments.run",
     "=DATA": "=glyphs",
     "=NAME": "=glyphs",
     "=K": "=1",
