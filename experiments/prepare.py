@@ -17,6 +17,7 @@ from pyro_metabayes.build import build
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.models.backbones.pretrained_network import LIBRARY
@@ -39,8 +40,9 @@ def counts(bank: Bank) -> list[dict[str, str]]:
 
 def main(composed: DictConfig, folder: Path) -> None:
     specification: Any = OmegaConf.to_container(composed.data, resolve=True)
+    settings: Any = OmegaConf.to_container(composed, resolve=False)
     try:
-        with downloads.allowed():
+        with downloads.allowed(), naming_choices(settings):
             data = build(specification, "data")
             _download_weights(composed)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from
 from pyro_metabayes.experiments.cli.text_table import text_table
@@ -50,9 +51,10 @@ def main(composed: DictConfig, folder: Path) -> None:
     config = config_from(composed)
     keep_settings(composed, folder)
     torch.set_num_threads(config.threads)
-    device, bank = device_of(config.device), bank_of(config)
-    specification = config.specification()["backbone"]
-    backbone = build(specification, "backbone", input_shape=bank.input_shape)
+    device, specification = device_of(config.device), config.specification()["backbone"]
+    with naming_choices(dataclasses.asdict(config)):
+        bank = bank_of(config)
+        backbone = build(specification, "backbone", input_shape=bank.input_shape)
     if backbone.pretrained:
         raise UsageError("expected a backbone without weights, got pretrained weights; set backbone.weights=random")
     pretraining = pretrain(backbone, specification, bank, config.pretrain, device)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from pyro_metabayes.moved import MOVED_SETTINGS
 
+SIMILAR_ELSEWHERE = 0.8  # least similarity of a suggested name in another group: there are many names
 SHAPES = "\nTrace Shapes:"  # Pyro appends the shapes of the trace to the message of an error
 
 
@@ -39,11 +40,14 @@ def how_many(number: int, one: str, several: str = "") -> str:
 class UnknownKey(UsageError):
     """Error for an unknown setting. The message suggests the existing setting with the most similar name.
 
+    Names are compared without their groups: train.kl_weight is suggested for guide.kl_weight. An equal name in another
+    group comes first, then similar names in the same group, then similar names in other groups.
+
     Args:
         key: the unknown setting, such as guide.step_sizes.
         names: names of the existing settings.
         owner: name of the class or function that has these settings, such as guides.sib.Guide.
-        elsewhere: full names of settings of other classes that may be suggested too.
+        elsewhere: full names of other settings that may be suggested too, such as train.kl_weight.
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
@@ -55,10 +59,19 @@ class UnknownKey(UsageError):
 
 def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
     prefix, dot, name = key.rpartition(".")
-    settings = [*(f"{prefix}{dot}{other}" for other in names), *elsewhere]
-    near = get_close_matches(name, [_last(setting) for setting in settings], 1)
-    guesses = [f"'{setting}'" for setting in settings if _last(setting) in near]
-    return f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    own = [f"{prefix}{dot}{other}" for other in names]
+    others = [setting for setting in elsewhere if setting not in (key, *own)]
+    guesses = _named(name, others) or _similar(name, own) or _similar(name, others, SIMILAR_ELSEWHERE)
+    return f"did you mean {' or '.join(map(repr, guesses))}? " if guesses else ""
+
+
+def _similar(name: str, settings: Sequence[str], cutoff: float = 0.6) -> list[str]:
+    near = get_close_matches(name, map(_last, settings), 1, cutoff)
+    return _named(near[0], settings) if near else []
+
+
+def _named(name: str, settings: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(setting for setting in settings if _last(setting) == name))
 
 
 def _last(setting: str) -> str:

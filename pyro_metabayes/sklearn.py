@@ -18,7 +18,7 @@ from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_netw
 from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
 from pyro_metabayes.prediction.tensors import readable
 from pyro_metabayes.pretrained.learners import chosen, refuse_balance, ships
-from pyro_metabayes.validation.labels import readable_labels
+from pyro_metabayes.validation.labels import readable_labels, warn_unlabelled
 from pyro_metabayes.validation.scikit_learn_messages import explaining
 
 try:
@@ -84,7 +84,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: inputs [S, *X]: features, or images.
             y: labels [S] of any type, of at least two classes. No label is missing (None, NaN or text without
-                characters), and no two labels differ only in surrounding white space.
+                characters; -1 is a class, with a warning), and no two labels differ only in surrounding white space.
 
         Returns:
             The classifier itself.
@@ -97,6 +97,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         with explaining(X, y):
             check_classification_targets(y)
             self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        warn_unlabelled(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UsageError("expected at least 2 classes in y, got 1 class; add support points of another class")

@@ -154,7 +154,7 @@ def test_a_watched_run_is_seen_to_its_end(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_slope_is_found_where_there_is_one_and_its_interval_holds_it() -> None:
-    """Memory in steps of some pages, as an allocator takes them; ten seeds, three bytes a step or none."""
+    """Memory in steps of some pages, as an allocator takes them; ten seeds, three bytes per step or none."""
     for seed in range(10):
         noise = np.random.default_rng(seed)
         for bytes_a_step in (0, 3):

@@ -17,6 +17,7 @@ from string import Template
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from benchmarks.few_shot.page import MARK
 from pyro_metabayes.build import check
 from pyro_metabayes.experiments.calibration.__main__ import CalibrationSettings
 from pyro_metabayes.experiments.cli.composition import config_of
@@ -33,7 +34,8 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RUN = [page for page in PAGES if BLOCK.search((ROOT / page).read_text())]
 # A command in a block or indented, on one or more lines, or within a line.
 COMMAND = re.compile(
-    r"^ *(?:srun )?(?:make|python -m|torchrun) (?:.*\\\n)*.*$|`((?:make|python -m|torchrun) [^`]+)`", re.MULTILINE
+    r"^ *(?:srun )?(?:make|python -m|torchrun|metabayes) (?:.*\\\n)*.*$|`((?:make|python -m|torchrun) [^`]+)`",
+    re.MULTILINE,
 )
 VARIABLE = re.compile(r'^([A-Z]+)="(.*?)"', re.MULTILINE)
 # The page's commands at a size for tests: two steps, a thin backbone, few tasks.
@@ -49,6 +51,7 @@ FREE = {
     "objective=mine": "objective=elbo",
     "data=mine": "data=sinusoid",
     "guide=NAME": "guide=sib",
+    "experiments.NAME": "experiments.run",
     "=DATA": "=glyphs",
     "=NAME": "=glyphs",
     "=K": "=1",
@@ -93,6 +96,7 @@ def commands_of(text: str) -> Iterator[str]:
     variables = dict(VARIABLE.findall(text))
     for found in COMMAND.finditer(text):
         command = Template(" ".join((found[1] or found[0]).replace("\\\n", " ").split())).safe_substitute(variables)
+        command = re.sub("^ *metabayes ", "python -m experiments.", command)
         for free, filled in FREE.items():
             command = re.sub(rf"{free}\b", filled, command)
         yield command
@@ -187,10 +191,50 @@ def test_a_planted_mistake_is_found(command: str, tmp_path: Path) -> None:
         test_other_commands_compose(str(tmp_path / "page.md"))
 
 
-def test_every_link_of_the_readme_leads_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / target).exists(), target
+TWO_FORMS = {"CONTRIBUTING.md", "CHANGELOG.md", "docs/install.md", "docs/command-line.md"}  # these explain both
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - TWO_FORMS))
+def test_commands_have_one_form(page: str) -> None:
+    """`python -m experiments.NAME`; README.md says that `metabayes NAME` is the same."""
+    text = (ROOT / page).read_text()
+    forms = "`python -m experiments.NAME`, in the root of the clone, and `metabayes NAME`, in any folder"
+    same = f"{forms}, are the same command."
+    assert text.count(same) == (page == "README.md")
+    assert not re.search(r"(?:`|^ *)metabayes [a-z]", text.replace(same, ""), re.MULTILINE)
+
+
+def anchors_of(page: str) -> set[str]:
+    """The anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    shown = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in shown}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        assert not anchor or path.suffix != ".md" or anchor in anchors_of(path.read_text()), f"{target}#{anchor}"
+
+
+def test_tables_are_written_into_pages_that_have_their_marks() -> None:
+    commands = [re.findall(r"few_shot\.page \S+ (docs/\S+\.md)", (ROOT / page).read_text()) for page in PAGES]
+    pages = {ROOT / path for found in commands for path in found}
+    assert pages == {path for path in (ROOT / "docs").rglob("*.md") if path.read_text().count(MARK) == 1}
+
+
+COUNTED = "quer(y|ies)|images?|rows?|points?|draws?|tasks?|steps?|nats?|ms|seconds?|bytes?|threads?|TFLOP|MB"
+LABELLED = (*(ROOT / "docs/tables").glob("*.csv"), *(ROOT / "experiments/conf").rglob("*.yaml"))
+LABELS = sorted(path.relative_to(ROOT).as_posix() for path in LABELLED)
+
+
+@pytest.mark.parametrize("file", [*PAGES, *LABELS])
+def test_rates_are_written_with_per(file: str) -> None:
+    """As in "5 queries per class", not with "a"."""
+    rate = rf"\b[\d.,]+ ({COUNTED}) an? (class|task|step|run|row|query|second|image|draw|call)\b.*"
+    assert not (found := re.search(rate, (ROOT / file).read_text())), found
 
 
 @pytest.mark.parametrize("page", PAGES)

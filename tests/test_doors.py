@@ -242,7 +242,8 @@ def test_white_space_that_all_labels_of_a_class_have_is_kept(form: str) -> None:
 
 
 def test_minus_one_is_a_label() -> None:
-    got = FewShotClassifier(None).fit(SUPPORT, LABELS - 1).predict(QUERY)
+    with pytest.warns(UserWarning, match="got 4 labels -1"):
+        got = FewShotClassifier(None).fit(SUPPORT, LABELS - 1).predict(QUERY)
     np.testing.assert_array_equal(got, LABELS - 1)
     assert list(RAW.task(SUPPORT, LABELS - 1).predict(QUERY)) == list(LABELS - 1)
 
@@ -300,6 +301,23 @@ def test_scikit_learn_s_refusals_say_what_to_do(name: str) -> None:
         assert isinstance(caught.value, UsageError) or name == "an object"  # of which check_estimator wants a TypeError
 
 
+@pytest.mark.parametrize("labels", [[-1, 0, 1, 2], [0, -1, 3, 0], [-1.0, 0.0, 1.0, 1.0]])
+def test_a_code_for_rows_without_a_label_is_warned_about(labels: list[Any]) -> None:
+    """-1 beside two or more other classes, as scikit-learn's semi-supervised classifiers take it."""
+    classifier, x = FewShotClassifier(None), np.eye(4)
+    message = r"got 1 label -1, scikit-learn's code .* call fit\(X\[y != -1\], y\[y != -1\]\)$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        classifier.fit(x, labels)
+    assert caught[0].filename == __file__ and -1 in classifier.classes_
+
+
+@pytest.mark.parametrize(
+    "labels", [[-1, 1, 1, -1], [-1, 0, 0, -1], [-2, -1, 0, 1], [0, 1, 2, 3], ["-1", "a", "b", "c"]]
+)
+def test_a_class_may_be_called_minus_one(labels: list[Any]) -> None:
+    assert len(FewShotClassifier(None).fit(np.eye(4), labels).classes_) == len(set(labels))  # a warning is an error
+
+
 @pytest.mark.parametrize("labels", [NAMES, LABELS])
 def test_features_and_labels_that_are_swapped(labels: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"; X and y seem to be swapped, so call fit\(X, y\) with the labels second$"):
@@ -317,9 +335,18 @@ def test_strings_of_numbers_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"balance": "knwon"}, "expected balance to be one of unknown, known, got 'knwon'; did you mean 'known'?"),
-        ({"balance": "even"}, "expected balance to be one of unknown, known, got 'even'; choose one of these"),
-        ({"balance": ["known"]}, "expected balance to be one of unknown, known, got"),
+        (
+            {"balance": "knwon"},
+            "expected balance='known' .* or None, the default .*, got 'knwon'; did you mean 'known'?",
+        ),
+        ({"balance": "even"}, "expected balance='known' .* got 'even'; remove balance or set one of these"),
+        ({"balance": True}, "expected balance='known' .* got True; did you mean 'known'?"),
+        ({"balance": False}, "expected balance='known' .* got False; remove balance or set one of these"),
+        ({"balance": ["known"]}, "expected balance='known' .* got"),
+        (
+            {"learner": "inductive", "balance": True},
+            "expected learner='transductive' for balance=True, got 'inductive'",
+        ),
         ({"learner": "inductve"}, "or a file or folder that exists, got 'inductve'; did you mean 'inductive'?"),
         ({"random_state": "a"}, "'a' cannot be used to seed .*; set random_state to an integer, a RandomState or None"),
     ],

@@ -140,7 +140,7 @@ def test_tasks_in_a_chain_of_their_own_or_together_are_the_same_posteriors(toget
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_nuts_agrees_at_length(name: str) -> None:
-    """4,000 draws a task, to 3 or 4 hundredths of a standard deviation."""
+    """4,000 draws per task, to 3 or 4 hundredths of a standard deviation."""
     learner, episodes = conjugate(name)
     posterior, evidence = exact(learner.model, episodes, "all")
     target = Target(learner.model, episodes, "all")

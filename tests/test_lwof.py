@@ -36,7 +36,7 @@ from tests.pairs import BASE, FEATURES, WAY, Pair, random_tasks
 
 CPU = torch.device("cpu")
 SHAPE = TaskShape(way=2, shot=3, query=4, base_query=9)
-LWOF = ("model=lwof", "pretrain.holdout_per_class=4", "task.base_query=30")  # features of 20 rows a class
+LWOF = ("model=lwof", "pretrain.holdout_per_class=4", "task.base_query=30")  # features of 20 rows per class
 STEPS = {"num_steps": 2, "step_size": 0.1, "posterior": "delta"}
 
 
@@ -101,7 +101,7 @@ def test_novel_and_base_classes_are_apart_and_complete(bank: Bank) -> None:
 def test_classes_are_drawn_with_and_images_without_replacement(bank: Bank) -> None:
     tasks = drawn(BaseNovelSampler(bank, 12), "test", replace(SHAPE, base_query=6))
     rows, labels = tasks.query_x[:, 8:, 0], tasks.query_y[:, 8:]
-    assert all(len(task.unique()) == 6 for task in rows), "six images a class are enough for six queries"
+    assert all(len(task.unique()) == 6 for task in rows), "six images per class are enough for six queries"
     repeated = sum(len(task.unique()) < 6 for task in labels) / 64
     assert repeated > 0.9  # 1 - 6! / 6^6 = 0.985
     share = torch.bincount((labels - SHAPE.way).flatten(), minlength=6) / labels.numel()

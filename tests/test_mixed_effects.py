@@ -161,7 +161,8 @@ def test_a_run_without_steps_is_maximum_likelihood(
         {"learned": -875.97, "closed_form": -875.97}, abs=5e-3
     )
     out = ran("effects", "run").out
-    assert "log likelihood of the training groups: -875.97 (run), -875.97 (closed form)" in out
+    assert "log likelihood of the training groups: -875.97 (run), -875.97 (closed form); estimates are maximum" in out
+    assert "likelihood, not REML" in out
     rows = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
     for row in rows.values():
         assert float(row["run"]) == pytest.approx(float(row["closed form"]), rel=2e-3, abs=1e-3)

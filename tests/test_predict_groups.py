@@ -80,7 +80,7 @@ def test_rows_of_a_new_group_are_predicted_in_the_units_of_the_file(groups: Grou
     lines = [f"{hours},private,{score}" for hours, score in known] + ["102.5,private,", "109,private,NA"]
     Path("new.csv").write_text("\n".join(["hours,kind,score", *lines]) + "\n")
     out = ran("predict", "run", "new.csv").out
-    assert "2 predictions: predictions.csv" in out
+    assert "the ends of 90% intervals (no option changes this level)\n2 predictions: predictions.csv" in out
     rows = rows_of("predictions.csv")
     assert [row["hours"] for row in rows] == ["102.5", "109"]
     for row in rows:
@@ -178,6 +178,7 @@ def test_a_learner_of_numbers_predicts_arrays() -> None:
 def test_effects_are_in_the_units_of_the_file_beside_the_closed_form(groups: Groups) -> None:
     """The prior at hours = 0, and a shrinkage that follows from the covariances in these units."""
     out = ran("effects", "run").out
+    assert "effects.csv: lower and upper are the ends of 90% intervals (no option changes this level)" in out
     fitted = fit(groups.whole(), 2)
     prior = {row[""]: row for row in rows_of("run/prior.csv")}
     b, S = groups.scales.in_units(fitted.coefficients), groups.scales.covariance_in_units(fitted.covariance)

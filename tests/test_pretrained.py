@@ -108,7 +108,7 @@ def test_a_setting_that_a_learner_does_not_have_is_refused() -> None:
             "expected learner='transductive' for balance='known'",
         ),
         (FewShotClassifier(None, balance="known"), "expected learner='transductive' for balance='known'"),
-        (FewShotClassifier(balance="even"), "expected balance to be one of"),
+        (FewShotClassifier(balance="even"), "expected balance='known'"),
         (FewShotClassifier("nothing"), "transductive, inductive, .* got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=message) as error:

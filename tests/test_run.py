@@ -43,7 +43,7 @@ from tests.processes import ForkedCommand, forked
 from tests.published import write_digits, write_pacs
 
 CONF = ROOT / "experiments" / "conf"
-# Glyphs without a long wait: two images a class, four filters, one epoch.
+# Glyphs without a long wait: two images per class, four filters, one epoch.
 GLYPHS = (
     "data=glyphs",
     "data.images_per_class=2",
@@ -66,7 +66,7 @@ OF_NUMBERS = {
     "spinning_lines": ("guide=sib", "guide.initialisation=global"),
     "sine_and_line": (*SMALL_LEO, "data.fewest=1", "eval.number_samples=5"),
 }
-FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
+FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs per class
 ZERO_SHOT = ("source_only", "sib_rotation")  # guides of classes that all tasks share
 WITHOUT_TRUTH = {"sine_and_line"}  # whose latent no simulator can know
 LAUNCHERS = {

@@ -107,7 +107,7 @@ def test_the_published_normalisation_hides_the_marginal_and_ours_brings_it_back(
 
 
 def test_normalising_over_the_batch_is_batch_norm_and_lets_tasks_see_each_other() -> None:
-    """The ablation `over_batch` does what it is there to show: the released code with more than one task a step."""
+    """The ablation `over_batch` does what it is there to show: the released code with more than one task per step."""
     ours, x = TaskNorm(4, over_batch=True), torch.randn(3, 9, 4)
     everything = torch.ones(3, 9, dtype=torch.bool)
     expected = functional.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x)

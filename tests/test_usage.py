@@ -46,6 +46,14 @@ def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) 
     assert " ".join(explained) in " ".join(call(name, "--help").out.split())
 
 
+@pytest.mark.parametrize("name", ["effects", "predict"])
+def test_the_usage_says_that_no_option_sets_the_level_of_intervals(name: str) -> None:
+    shown = " ".join(call(name, "--help").out.split())
+    assert "90% interval" in shown and "--level" not in shown
+    assert re.search("[Nn]o option changes (this|the) level", shown)
+    assert name == "predict" or "maximum likelihood, not REML" in shown
+
+
 def test_a_choice_on_the_command_line_is_explained() -> None:
     shown = " ".join(call("run", "guide=sib", "--help").out.split())
     assert "guide.step_size step size eta, for a sum over queries (default: 0.001)" in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.settings import EvalSettings
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of, literal_value, owner_of
 from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings
@@ -115,7 +116,8 @@ def config_from(config: DictConfig) -> Config:
     """Convert the configuration that Hydra has composed to a Config."""
     value = OmegaConf.to_object(config)
     assert isinstance(value, Config)
-    _refuse_added(value)
+    with naming_choices(asdict(value)):
+        _refuse_added(value)
     return value
 
 
@@ -145,7 +147,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     """
     for override in overrides:
         key, equals, _ = override.partition("=")
-        if not equals or ("." not in key and key not in ("seed", "device", "threads")):
+        if not equals or key in {setting.name for setting in fields(Config)} - {"seed", "device", "threads"}:
             raise UsageError(
                 f"expected a setting like train.steps=4000, got '{override}'; a run keeps its guide, model and data"
             )

@@ -81,12 +81,16 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
     if "_target_" not in specification:
         return
     target = target_of(specification, group)
-    provided = {*provided_by_source(target), *(CONTEXT if group in PARTS else PROVIDED.get(group, ()))}
     explanations = explanations_of(target)
-    for name, argument in arguments_of(target).items():
-        if name not in provided:
-            default = REQUIRED if argument.default is argument.empty else argument.default
-            yield f"{group}.{name}", _with_default(explanations.get(name, ""), specification.get(name, default))
+    for name, argument in settings_of_target(group, target).items():
+        default = REQUIRED if argument.default is argument.empty else argument.default
+        yield f"{group}.{name}", _with_default(explanations.get(name, ""), specification.get(name, default))
+
+
+def settings_of_target(group: str, target: Any) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor that are settings of a group, such as guide, by name."""
+    provided = {*provided_by_source(target), *(CONTEXT if group in PARTS else PROVIDED.get(group, ()))}
+    return {name: argument for name, argument in arguments_of(target).items() if name not in provided}
 
 
 def also_set_by(folder: Path, group: str, choice: str) -> Rows:

@@ -11,18 +11,18 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import Container, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pyro_metabayes.errors import UsageError, printable, similar_choice, unknown_key
 from pyro_metabayes.experiments.cli.arguments import command_line, this_command
+from pyro_metabayes.experiments.cli.choices import FILLED_IN, named_settings
 from pyro_metabayes.experiments.cli.overrides import owner_of
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
 # Lines of Hydra and OmegaConf that begin with these words are about their internals, and left out of messages.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
-FILLED_IN = ("hydra", "choices", "estimated")  # groups of settings that a user does not set
 MOST_LISTED = 25  # largest number of choices that a message lists
 NAME = re.compile(r"[A-Za-z_][\w.]*")  # name of a setting
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
@@ -65,18 +65,15 @@ def _message_of(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
         names = [str(name) for name in unknown.parent_node if name not in FILLED_IN]
-        key, elsewhere = str(unknown.full_key), _nested_names(unknown.parent_node)
-        return str(unknown_key(key, names, owner_of(key), elsewhere))
+        return str(unknown_key(str(unknown.full_key), names, owner_of(str(unknown.full_key)), _all_names(unknown)))
     return _plain_lines(error, cause)
 
 
-def _nested_names(parent: Any) -> list[str]:
-    """Return the dotted names of the settings in the groups of a configuration, such as guide.step_size."""
-    nodes = {
-        group: parent._get_node(group) for group in parent if isinstance(parent, DictConfig) and group not in FILLED_IN
-    }
-    groups = {group: node for group, node in nodes.items() if isinstance(node, DictConfig) and not node._is_none()}
-    return [f"{group!s}.{name!s}" for group, node in groups.items() for name in node if name != "_target_"]
+def _all_names(error: OmegaConfBaseException) -> list[str]:
+    """Return the names of all settings of the configuration in which OmegaConf has found an unknown one."""
+    assert isinstance(error.parent_node, Container)
+    root: Any = OmegaConf.to_container(error.parent_node._get_root(), resolve=False)
+    return named_settings(root)
 
 
 def _plain_lines(error: BaseException, cause: BaseException | None) -> str:

@@ -5,8 +5,11 @@ the sd of the noise, the log-likelihood of the training groups, and the closed-f
 values are in the units of the file, with intercepts at x = 0. The command writes prior.csv, effects.png and effects.csv
 to RUN_DIR.
 
+Estimates of linear mixed models are maximum likelihood, not REML: with few groups, the sds of the effects are smaller
+than those of REML.
+
 effects.csv has one row per group and effect, and one per inner group of nested groups. A row has the estimate given
-all points of the group, the 90% interval, the shrinkage and, for a linear mixed model, the closed-form estimate and the
+all points of the group, the 90% interval (no option changes this level), the shrinkage and, for a linear mixed model, the closed-form estimate and the
 least-squares estimate.
 """
 
@@ -22,6 +25,7 @@ from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit, effects_of_run
 from pyro_metabayes.experiments.effects.tables import effect_rows, prior_rows
+from pyro_metabayes.experiments.effects.widening import LEVEL
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects
 from pyro_metabayes.experiments.runs.grouped_data import groups_in, has_independent_effects, log_likelihoods
 from pyro_metabayes.experiments.runs.restore_run import restore_run
@@ -48,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text_table(prior))
     if values := log_likelihoods(groups, learner, setup.device):
         both = f"{values['learned']:.2f} (run), {values['closed_form']:.2f} (closed form)"
-        print(f"log likelihood of the training groups: {both}")
+        print(f"log likelihood of the training groups: {both}; estimates are maximum likelihood, not REML")
+    print(f"effects.csv: {LEVEL}")
     print(f"prior.csv, effects.csv ({len(groups.names)} groups) and effects.png: {folder}")
 
 

@@ -16,6 +16,8 @@ from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.numbers import INTERVAL, NumberPrediction
 
+LEVEL = f"lower and upper are the ends of {INTERVAL:.0%} intervals (no option changes this level)"
+
 
 def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | None:
     """Estimate the errors of the parameters of the linear mixed model of a run, from its training groups.

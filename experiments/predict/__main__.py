@@ -9,7 +9,7 @@ of the probability over draws of the posterior.
 For a run on data=groups, give one CSV file instead: python -m experiments.predict RUN_DIR new.csv. The file has the
 predictors of the run, in the same units. Rows with a response are the support set of their group. Rows with a blank
 response are predicted. Without the column of groups, all rows belong to one group. The command writes the mean, sd and
-90% interval of a new observation, in the units of the data.
+90% interval of a new observation, in the units of the data. No option changes the level of the interval.
 
 The predictions are written to predictions.csv in the current folder, or to the file that --out names. The file must not
 exist yet.
@@ -27,6 +27,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
+from pyro_metabayes.experiments.effects.widening import LEVEL
 from pyro_metabayes.experiments.predict.classes import PRINTED_COLUMNS, predicted_classes
 from pyro_metabayes.experiments.predict.rows import predicted_rows
 from pyro_metabayes.experiments.runs.tables import csv_table
@@ -53,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = saved_config(options.run, ["device=cpu"])
     if target_of(config.data, "data") is groups.load:
         rows = predicted_rows(options.run, _file_of(options.inputs))
-        shown = rows
+        shown, explained = rows, f"{LEVEL}\n"
     else:
         rows = predicted_classes(options.run, config, *_sets_of(options.inputs, config))
-        shown = [{name: row[name] for name in row if name in PRINTED_COLUMNS} for row in rows]
+        shown, explained = [{name: row[name] for name in row if name in PRINTED_COLUMNS} for row in rows], ""
     write_atomically(options.out, lambda path: path.write_text(csv_table(rows)))
     print(text_table(shown[:PRINTED]))
-    print(f"{how_many(len(rows), 'prediction')}: {options.out}")
+    print(f"{explained}{how_many(len(rows), 'prediction')}: {options.out}")
 
 
 def _file_of(inputs: Sequence[str]) -> Path:

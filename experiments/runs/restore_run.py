@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +17,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.arguments import command_line
+from pyro_metabayes.experiments.cli.choices import refuse_unknown_names
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
 from pyro_metabayes.experiments.runs.grouped_data import reads_new_groups, with_all_groups
@@ -65,13 +66,13 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     folders = [argument for argument in arguments if not SETTING.match(argument)]
     command_settings = [argument for argument in arguments if COMMAND_SETTING.match(argument)]
     run_settings = [argument for argument in arguments if argument not in (*folders, *command_settings)]
+    refuse_unknown_names(command_settings, schema, Config)
     refuse_training(run_settings)
     refuse_unknown_classes(run_settings)
     merged = OmegaConf.merge(OmegaConf.structured(schema), _runs(folders, schema), *map(_setting, command_settings))
     if OmegaConf.missing_keys(merged):
         raise UsageError("expected RUN_DIR, the folder of a finished run, got none; --help lists all settings")
-    settings: Any = OmegaConf.to_object(merged)
-    return settings, run_settings
+    return cast(Settings, OmegaConf.to_object(merged)), run_settings
 
 
 def _runs(folders: Sequence[str], schema: type) -> DictConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from os import PathLike, fspath
 
-from pyro_metabayes.errors import UsageError, check_choice, similar_choice
+from pyro_metabayes.errors import UsageError, similar_choice
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.storage.paths import user_path
@@ -28,8 +28,12 @@ def chosen(learner: MetaLearner | str | PathLike[str] | None, balance: str | Non
         UsageError: there is no such learner or balance, or the learner has no setting `balance`.
     """
     refuse_balance(learner, balance)
-    if balance is not None:
-        check_choice("balance", balance, BALANCES)
+    if balance is not None and balance not in BALANCES:
+        meant = "did you mean 'known'?" if balance is True else similar_choice(balance, BALANCES)
+        raise UsageError(
+            "expected balance='known' (each call has equally many queries of every class) or None, the default (class "
+            f"frequencies are estimated), got {balance!r}; {meant or 'remove balance or set one of these'}"
+        )
     return _shipped(str(learner), balance) if ships(learner) else _loaded(learner)
 
 
@@ -38,7 +42,7 @@ def refuse_balance(learner: object, balance: str | None) -> None:
     if balance is not None and not (isinstance(learner, str) and learner == "transductive"):
         got = f"'{learner}'" if isinstance(learner, str) else "another learner"
         raise UsageError(
-            f"expected learner='transductive' for balance='{balance}', got {got}; remove balance, or set "
+            f"expected learner='transductive' for balance={balance!r}, got {got}; remove balance, or set "
             "learner='transductive'"
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, how_many
 from pyro_metabayes.prediction.tensors import readable, shown
 
 
@@ -33,6 +34,22 @@ def readable_labels(name: str, y: Any) -> Any:
         raise UsageError(f"expected labels of one type in {name}, got text and other types; convert all labels to text")
     _refuse_white_space(name, array)
     return y if array.dtype != object or isinstance(array.flat[0], str) else np.array(array.tolist())
+
+
+def warn_unlabelled(y: np.ndarray) -> None:
+    """Warn if some labels are -1, scikit-learn's code for rows without a label, and the others are classes >= 0.
+
+    In a binary task, such as -1 and 1, or beside other negative labels, -1 is the name of a class.
+    """
+    if y.dtype.kind not in "if" or not (number := int((y == -1).sum())):
+        return
+    others = np.unique(y[y != -1])
+    if len(others) >= 2 and others[0] >= 0:
+        warnings.warn(
+            f"expected the names of classes in y, got {how_many(number, 'label')} -1, scikit-learn's code for rows "
+            "without a label; -1 is a class here: if it stands for no label, call fit(X[y != -1], y[y != -1])",
+            stacklevel=3,
+        )
 
 
 def _refuse_missing(name: str, labels: np.ndarray) -> None:
