@@ -21,7 +21,7 @@ class UsageError(ValueError):
 
 
 def printable(message: str) -> str:
-    """Replace characters that cannot be printed, such as line breaks or terminal commands, by "?"."""
+    """Replace characters that cannot be printed, such as line breaks and escape characters, by "?"."""
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
@@ -37,7 +37,7 @@ def how_many(number: int, one: str, several: str = "") -> str:
 
 
 class UnknownKey(UsageError):
-    """Error for an unknown setting. The message suggests the existing setting with the most similar name.
+    """Error for an unknown setting. If existing settings have a similar name, the message suggests them.
 
     Args:
         key: the unknown setting, such as guide.step_sizes.
@@ -93,10 +93,7 @@ def similar_choice(value: object, choices: Iterable[str]) -> str:
 
 
 class UnfamiliarTasks(UserWarning):
-    """Warning, shown once, that tasks differ from the training tasks of a transductive guide.
-
-    For example, they differ in way or shot.
-    """
+    """Warning that tasks differ from the training tasks of a transductive guide, for example in way or shot."""
 
 
 class Interrupted(KeyboardInterrupt):
