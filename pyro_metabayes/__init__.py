@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pyro_metabayes.sklearn import FewShotClassifier as FewShotClassifier
     from pyro_metabayes.training.fit import fit as fit
 
-# Imported when they are first used: torch and Pyro take a second, and `metabayes --help` needs neither.
+# The module of each public name. It is imported when the name is first used, since importing torch and Pyro takes a
+# second, and `metabayes --help` needs neither.
 _MODULES = {
     "Backbone": "backbone",
     "Bank": "data.bank",
@@ -71,8 +72,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "pyro" in sys.modules:  # a program may build Pyro modules before it uses a name of this package
-    import_module(f"{__name__}.handlers.parameters")  # sets pyro.settings
+if "pyro" in sys.modules:  # the program may construct Pyro modules before it uses a name of this package
+    import_module(f"{__name__}.handlers.parameters")  # changes pyro.settings, which must come before the first module
 
 __version__ = "0.2.0"
 __all__ = [

@@ -23,8 +23,8 @@ class Backbone(Recorded, nn.Module):
         num_features: number of features D; None if it depends on the task.
         unit_range: whether the inputs are images in [0, 1]. Predictions then refuse values outside this range.
         pretrained: whether the weights were trained elsewhere. A run then does not pretrain them.
-        scale_invariant: whether c x and x have the same features for every c > 0. Predictions then accept input vectors
-            of any scale that float64 represents.
+        scale_invariant: whether the inputs x and c x have the same features for every number c > 0. Predictions then
+            accept input vectors of any scale that float64 represents.
     """
 
     num_features: int | None
@@ -48,8 +48,8 @@ class TorchBackbone(Backbone):
         normalise: whether feature vectors are scaled to unit length, as `head=cosine` requires.
 
     Raises:
-        UsageError: the module does not accept inputs [N, *X], does not return features [N, D], or normalises with the
-            statistics of the batch.
+        UsageError: the module does not accept inputs [N, *X], does not return features [N, D], or has a batch norm
+            layer without running statistics.
     """
 
     def __init__(self, module: nn.Module, input_shape: Sequence[int], normalise: bool = True) -> None:
@@ -69,9 +69,12 @@ class TorchBackbone(Backbone):
 
 @torch.no_grad()
 def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return the number of features D of a module, read from its output for one input of zeros.
+    """Return the number of features D of a module, read from the output for one input of zeros.
 
-    The module is in evaluation mode for this input, which leaves running statistics unchanged.
+    The module is in evaluation mode meanwhile, so that running statistics do not change.
+
+    Raises:
+        UsageError: the module does not map inputs [N, *X] of shape *X = input_shape to features [N, D].
     """
     modes = [(part, part.training) for part in module.modules()]
     like = next((value for value in module.parameters() if value.device.type != "meta"), torch.zeros(()))
@@ -100,7 +103,7 @@ def _listed(shape: Sequence[int]) -> str:
 
 
 def note_held_statistics(backbone: nn.Module) -> None:
-    """Print a note that the running statistics stay fixed, if a backbone with batch norm is trained."""
+    """If a backbone with batch norm is trained, print a note that its running statistics stay fixed."""
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if trained and any(isinstance(layer, _BatchNorm) for layer in backbone.modules()):
         print(

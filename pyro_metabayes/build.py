@@ -19,11 +19,12 @@ from pyro_metabayes.moved import MODULES, current_specification
 Spec = Mapping[str, Any]
 PREFIXES = ("models.", "guides.", "pyro_metabayes.")
 SHORT = ("models.", "guides.")  # written in settings and checkpoints without the name of the package
-# Commands and tests, which a specification must not call.
+# Commands, tests and benchmarks, which a specification must not call.
 OUTSIDE = ("pyro_metabayes.experiments.", "pyro_metabayes.tests.", "pyro_metabayes.benchmarks.")
 
 _FROM_SOURCE = "provided by the source of tasks"
-# The annotation of a count that the source of tasks provides (its `context`) and no specification of a part may set.
+# Annotation of a constructor argument, a count, whose value is in the `context` of the source of tasks. The
+# specification of a part must not set this argument.
 FromSource = Annotated[int, _FROM_SOURCE]
 
 
@@ -36,7 +37,8 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         prefixes: allowed prefixes of the dotted name.
 
     Raises:
-        UsageError: `_target_` is missing, has another prefix, or names no existing class or function.
+        UsageError: `_target_` is missing, has another prefix, names a command, test or benchmark, or names no existing
+            class or function.
     """
     name = spec.get("_target_")
     if inspect.isclass(name):
@@ -106,7 +108,8 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
         prefixes: allowed prefixes of the dotted name `_target_`.
 
     Raises:
-        UsageError: the target has no argument of that name, or a value has another type.
+        UsageError: `target_of` refuses `_target_`; a name in the specification is not an argument of the target, or is
+            in the context; or a value has another type than the argument.
     """
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
@@ -162,7 +165,7 @@ def _fits(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:  # nan would cause an unrelated error later
+    if hint is float:  # NaN or infinity would cause an unrelated error later
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)

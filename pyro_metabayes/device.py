@@ -22,7 +22,7 @@ def device_of(name: str) -> torch.device:
         name: one of
             `cpu`,
             an accelerator (`cuda`, `mps` or `xpu`), also with an index, such as `cuda:1`,
-            `auto`: the accelerator that `torch.accelerator` reports, or the CPU if there is none.
+            `auto`: the accelerator of this machine (`accelerator`), or the CPU if there is none.
 
     Raises:
         UsageError: torch has no device of that name, or this machine has no such device.
@@ -73,14 +73,15 @@ LARGEST_ON_HEAP, LARGEST_KEPT = 32 * 2**20, 2**31 - 1
 def keep_freed_memory() -> bool:
     """Make the C library's malloc keep up to 2 GiB of freed memory.
 
-    By default glibc returns freed arrays of some MiB to the system, and the next step waits for new pages. This takes
-    half the time of a forward pass of Conv-4, and a fifth of a training step of savi with ten samples
+    By default glibc returns freed arrays of some MiB to the system, and the next step waits for new pages. The waiting
+    takes half the time of a forward pass of Conv-4, and a fifth of the time of a training step of savi with ten samples
     (`docs/performance.md`).
 
-    The setting holds for the whole process. Only the commands call this function; importing the package does not.
+    The setting holds for the whole process. Commands and benchmarks call this function. Importing the package does not
+    change the setting.
 
     Returns:
-        True if malloc accepts the setting; false if the C library has no such setting.
+        True if malloc accepts the setting; false if malloc refuses it or the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -2,7 +2,7 @@
 
     T  tasks            S  support points      Q  query points     N  support or query points
     C  classes (way)    D  features            *X  axes of one input
-    *W  axes of the latent of one task: [C, D] or [Y, D], a row of weights for each class or output
+    *W  axes of the latent of one task, in most models [C, W] or [Y, W]: W weights for each class or output
     Y  numbers in one label of a regression
 
 Leading axes `...` are samples of the latent. The order of the points of a task has no meaning. Masked points have no
@@ -30,8 +30,8 @@ class Observed:
     """Batch of tasks as a guide sees it: labelled support sets and unlabelled query inputs.
 
     Raises:
-        UsageError: shapes, dtypes or devices of the tensors do not agree (`validation/structure.py`). A learner
-            checks the values (`validation/values.py`).
+        UsageError: shapes, dtypes or devices of the tensors do not agree (`validation/structure.py`). The values of the
+            tensors are checked later, by the learner (`validation/values.py`).
     """
 
     support_x: Tensor  # [T, S, *X]
@@ -41,7 +41,8 @@ class Observed:
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], default all true
     query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], default all true
     classes: Tensor | None = None  # [T, C], ids of the classes in their data set (`Bank`)
-    # Further tensors [T, ...] by name: rotated queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
+    # Further tensors [T, ...] by name. "turned": rotated queries [T, Q, 3, *X] (domains.py). "base": numbers [T, B] of
+    # the base classes (base_novel.py).
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Observed:
         return replace(self, **changed, auxiliary=self.auxiliary | views)
 
     def _is_of_queries(self, auxiliary: Tensor) -> bool:
-        """Return whether a tensor has the shape [T, Q, ..., *X]: inputs for each query, such as rotated queries."""
+        """Return whether a tensor has the axes [T, Q, ..., *X]: inputs for each query, such as rotated queries."""
         return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
@@ -112,7 +113,7 @@ class Episodes(Observed):
         return Observed(**kept | {"query_mask": self.seen_queries})
 
     def pooled(self) -> Observed:
-        """Return the tasks with all labelled points, support and query, as support set.
+        """Return the tasks without query labels, with support set and labelled queries together as support set.
 
         The guide savi (shared amortized variational inference) computes its training posterior from these tasks.
         """
@@ -131,7 +132,7 @@ class Episodes(Observed):
         return source.support_x, source.support_y, source.support_mask
 
     def as_support(self, labels: str) -> Observed:
-        """Return the tasks without query labels, with the set `labels` as support set: "support", "query" or "all"."""
+        """Return an Observed whose support set is the set `labels`: "support", "query" or "all" (both sets)."""
         x, y, mask = self.labelled(labels)
         return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
 

@@ -22,7 +22,7 @@ class UsageError(ValueError):
 
 
 def printable(message: str) -> str:
-    """Replace characters that cannot be printed, such as line breaks or terminal commands, by "?"."""
+    """Replace characters that cannot be printed, such as line breaks and escape characters, by "?"."""
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
@@ -38,7 +38,7 @@ def how_many(number: int, one: str, several: str = "") -> str:
 
 
 class UnknownKey(UsageError):
-    """Error for an unknown setting. The message suggests the existing setting with the most similar name.
+    """Error for an unknown setting. If existing settings have a similar name, the message suggests them.
 
     Names are compared without their groups: train.kl_weight is suggested for guide.kl_weight. An equal name in another
     group comes first, then similar names in the same group, then similar names in other groups.
@@ -106,10 +106,7 @@ def similar_choice(value: object, choices: Iterable[str]) -> str:
 
 
 class UnfamiliarTasks(UserWarning):
-    """Warning, shown once, that tasks differ from the training tasks of a transductive guide.
-
-    For example, they differ in way or shot.
-    """
+    """Warning that tasks differ from the training tasks of a transductive guide, for example in way or shot."""
 
 
 class Interrupted(KeyboardInterrupt):

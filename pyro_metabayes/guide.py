@@ -32,8 +32,8 @@ class Guide(Recorded, Program):
         num_classes: the number of classes per task for which the guide works; None: any number.
         needs_shared_classes: whether all tasks must have the same classes.
         requires: capabilities that the model must have (`pyro_metabayes/inference/capabilities.py`).
-        sees_query_labels: whether `training_posterior` depends on the query labels. By default true if the guide
-            defines `training_posterior`.
+        sees_query_labels: whether `training_posterior` depends on the query labels. Set automatically: true for a class
+            that overrides `training_posterior`. Only the constructor can change it.
 
     Raises:
         UsageError: the model lacks a capability in `requires`, or the guide does not define `posterior`.
@@ -82,7 +82,7 @@ class Guide(Recorded, Program):
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """Return the distribution q of the latent in the training loss. It may use query labels.
+        """Return the distribution q of the latent in the training loss. It may depend on the query labels.
 
         The batch shape is [T] (tasks), the event shape is [*W] (the latent of one task).
         """

@@ -106,7 +106,7 @@ class MetaLearner(Assembled, Stored, Deployable):
 
         Args:
             episodes: T tasks with query labels.
-            kl_weight: factor of the KL term in the loss; 1 gives the negative ELBO.
+            kl_weight: factor of the KL term in the loss.
 
         Returns:
             Scalars in nats per task:

@@ -53,7 +53,7 @@ class Model(Recorded, Program):
     sites: Sites | None = None
     num_features: int | None = None
     canonical: bool = False
-    # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
+    # Default step size of an inner loop on the mean over points of the loss of the MAML paper (`loss_unit`).
     # Finn et al. (2017) use 0.01 for the squared error of sinusoids.
     inner_step_size = 0.01
 
@@ -70,7 +70,11 @@ class Model(Recorded, Program):
         self.observe = observe
 
     def claim_error(self, family: object) -> UsageError:
-        """Return the error for a model with `canonical = True` and another likelihood than Categorical or Normal."""
+        """Return the error for a model with `canonical = True` and a likelihood that is not Categorical or Normal.
+
+        Args:
+            family: the likelihood.
+        """
         owner = next(base for base in type(self).__mro__ if "canonical" in vars(base))
         where = f"{owner.__module__.removeprefix('pyro_metabayes.')}.{owner.__name__}"
         return UsageError(
@@ -80,7 +84,7 @@ class Model(Recorded, Program):
 
     @property
     def given_support(self) -> bool:
-        """Whether prior or likelihood are conditional on the support labels. Support labels are then not random."""
+        """Whether prior or likelihood is conditional on the support labels, which are then not random."""
         return has(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
@@ -131,10 +135,10 @@ class Model(Recorded, Program):
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def loss_unit(self) -> Tensor | float:
-        """Return the factor that turns -log p(y | x, w) into the loss of the MAML paper.
+        """Return the factor that turns -log p(y | x, w) into the loss of the MAML paper, up to a constant.
 
-        The factor is 1 for classes (cross-entropy), and 2 noise^2 in a regression (squared error). Step sizes of inner
-        loops refer to the loss of the MAML paper.
+        The factor is 1 for classes (cross-entropy), and 2 sd^2 in a regression with normal noise of standard deviation
+        sd (squared error). Step sizes of inner loops refer to the loss of the MAML paper.
         """
         return 1.0
 
@@ -155,8 +159,8 @@ class Model(Recorded, Program):
             kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: the prior has other sites than `self.sites`. Pyro's validation also checks that labels are in
-                range and numbers finite.
+            UsageError: the prior has other sites than `self.sites`. With Pyro's validation also: a label is out of
+                range, or a number is not finite.
         """
         validate(data, self, self.num_features)
         announce_parameters(self, "model")

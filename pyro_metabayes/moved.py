@@ -16,7 +16,7 @@ MODULES = {f"pyro_metabayes.data.{name}": f"pyro_metabayes.data.sources.{name}" 
 # Settings that now belong to another part, and the end of the error message for the old name.
 MOVED_SETTINGS = {"task.train_shift": "data.train_shift, a setting of data=digit_domains and data=pacs"}
 
-# Removed settings, at the value that the part now always uses.
+# Removed settings, with the value that the part now always uses.
 _IMPLIED: dict[str, dict[str, Any]] = {
     "guides.sib.Guide": {
         **{"rotation_step_size": 0.0, "true_gradient": False, "reduction": "sum"},
@@ -32,7 +32,8 @@ _IMPLIED: dict[str, dict[str, Any]] = {
 # Removed settings whose values have no effect.
 _GROUPS = ("pyro_metabayes.data.sources.groups.load", "pyro_metabayes.data.groups.load")
 _DROPPED = dict.fromkeys(_GROUPS, ("centre",))  # predictors are always centred
-# Former names of guide parameters that are now in a submodule. None: the step size, a parameter only if it is learned.
+# Former names of guide parameters that are now in a submodule. None: a step size, which is dropped if it is not learned
+# and therefore no longer a parameter.
 _PARAMETERS: dict[str, str | None] = {
     "guide.initial_scale": "guide.start.scale",
     "guide.initial": "guide.start.point",

@@ -32,7 +32,10 @@ class Prior(Recorded, nn.Module):
         raise NotImplementedError
 
     def start_at(self, w: Tensor) -> None:
-        """Set the mean of the prior to w [1, W] before training. A prior without learned mean does not change."""
+        """Add initial weights w [1, W] to the mean of the prior, before training. By default nothing changes."""
 
     def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set mean and covariance of the prior to [W] and [W, W] before training, as closely as the family allows."""
+        """Set mean [W] and covariance [W, W] of the W weights of a class or output, before training.
+
+        The prior gets these moments as closely as its family allows. By default nothing changes.
+        """

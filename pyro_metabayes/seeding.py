@@ -37,13 +37,13 @@ def check_seed(seed: object) -> None:
         UsageError: the seed is not an integer or is out of range.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
-        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; change seed")
+        raise UsageError(f"expected seed to be an integer from -2^63 to 2^64 - 1, got {str(seed)[:40]!r}; change seed")
 
 
 def random_states(device: torch.device) -> list[Tensor]:
     """Return a list with the state of the generator of an accelerator.
 
-    The list is empty for the CPU, whose state torch.get_rng_state returns.
+    The list is empty for the CPU, whose state torch.get_rng_state returns, and for the meta device.
     """
     return (
         []
@@ -57,7 +57,7 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 
     Args:
         device: the device of the generator.
-        states: the result of `random_states`; ignored if empty, or from another kind of device.
+        states: the result of `random_states`. An empty list, or a state from another kind of device, has no effect.
     """
     if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
         torch.get_device_module(device.type).set_rng_state(states[0], *arguments_of(device))

@@ -83,14 +83,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: inputs [S, *X]: features, or images.
-            y: labels [S] of any type, of at least two classes. No label is missing (None, NaN or text without
-                characters; -1 is a class, with a warning), and no two labels differ only in surrounding white space.
+            y: class labels [S], such as text or integers, of at least two classes. No label is missing (None, NaN or
+                blank text), and no two labels differ only in surrounding white space. The integer -1 is a class; beside
+                two other classes that are not negative, it raises a warning.
 
         Returns:
             The classifier itself.
 
         Raises:
-            UsageError: the learner cannot use these inputs or this number of classes.
+            UsageError: a label or an argument of the constructor is not valid, or the learner cannot use these inputs
+                or this number of classes.
         """
         check_num_samples(self.num_samples)
         X, y = self._validated(X, readable_labels("y", y))
@@ -140,7 +142,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return
         self.task_ = self.nearest_ = self._task(chosen(self.learner, self.balance), *support)
         if not ships(self.learner):  # a learner of this package accepts every support set
-            with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query
+            with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # a single query is unfamiliar
                 self.task_.predict_proba(X[:1])  # raises an error if the learner cannot use this support set
 
     def _task(self, learner: MetaLearner, support_x: np.ndarray, numbers: np.ndarray) -> ClassTask:
@@ -155,7 +157,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self._framed(self._validated(X, reset=False))
 
     def _by_content(self, queries: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Predict the queries in an order that depends on the rows alone, so that their order has no effect."""
+        """Predict the queries. A learner of this package gets them sorted by content.
+
+        The order of the queries then has no effect, not even by rounding.
+        """
         if not ships(self.learner):
             return predict(queries)
         order = _order_by_content(queries)
@@ -165,7 +170,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
-        """Return the arrays after scikit-learn's checks. Images and bytes need a learner that the user trained."""
+        """Return the arrays after scikit-learn's checks. Only a learner that the user trained accepts images."""
         rows = self.learner is None or ships(self.learner)
         options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
@@ -191,6 +196,6 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     if estimator.learner is None:
         return {}
     reasons = failed_checks(chosen(estimator.learner, estimator.balance))
-    if not isinstance(estimator.learner, MetaLearner):  # the check compares hashes, and text has the hash of its copy
+    if not isinstance(estimator.learner, MetaLearner):  # the check compares hashes of `learner`, here text or a path
         del reasons["check_estimators_overwrite_params"]
     return reasons

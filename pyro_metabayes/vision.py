@@ -1,4 +1,4 @@
-"""Imports of torchvision and timm at the first use. No other file imports them."""
+"""Imports of torchvision and timm when they are first used. No other file imports them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _libraries: list[torch.library.Library] = []  # a schema lives as long as its ha
 def torchvision() -> ModuleType:
     """Import and return torchvision, even a CUDA build next to a CPU build of torch.
 
-    The compiled part of such a build does not load, and two operators are missing. This function defines the schemas of
-    the two operators. Everything except detection then works.
+    The compiled part of such a build does not load, so that two operators for object detection are missing. This
+    function defines their schemas. Everything except object detection then works.
     """
     try:
         return importlib.import_module("torchvision")

@@ -40,7 +40,7 @@ def test_classes_and_pixels_are_the_published_ones(bank: Bank, metabayes_data: P
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(b"no image", "got a damaged file"), (None, "expected a file at .*apple.webp, got none")],
+    [(b"no image", "got a damaged file"), (None, "expected a file at .*apple.webp, not found")],
 )
 def test_a_bad_sheet_is_named(
     damage: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

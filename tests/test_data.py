@@ -379,7 +379,7 @@ def test_a_missing_data_file_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match=r"METABAYES_DATA to name a folder with a/b.npz.*put it there"):
         data_file("a/b.npz", "put it there")
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
-    with pytest.raises(UsageError, match=r"a/b.npz, got none; put it there"):
+    with pytest.raises(UsageError, match=r"a/b.npz, not found; put it there"):
         data_file("a/b.npz", "put it there")
     (tmp_path / "b.npz").write_text("")
     assert data_file("b.npz", "") == tmp_path / "b.npz"
@@ -589,7 +589,7 @@ def test_omniglot_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match="one of all, train, none, got 'some'"):
         omniglot.load("some")
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
-    with pytest.raises(UsageError, match=r"omniglot_28.npz, got none; put it there, or unset METABAYES_DATA"):
+    with pytest.raises(UsageError, match=r"omniglot_28.npz, not found; put it there, or unset METABAYES_DATA"):
         omniglot.load()
     path = tmp_path / omniglot.FILE
     path.parent.mkdir()

@@ -157,7 +157,7 @@ def test_digits_that_cannot_be_are_refused(
 
 def test_missing_and_damaged_digits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
-    with pytest.raises(UsageError, match=r"expected a file at .*mnist_28.npz, got none; put the digits there"):
+    with pytest.raises(UsageError, match=r"expected a file at .*mnist_28.npz, not found; put the digits there"):
         digit_domains.load()
     write_digits(tmp_path / "digits")
     for name, message in (("usps_16.npz", "expected arrays of digits in"), ("bsds500_train_jpg.zip", "a zip archive")):
@@ -444,7 +444,7 @@ def test_without_split_files_a_tenth_of_pacs_is_for_validation(pacs_data: Path) 
 
 
 def test_what_is_wrong_with_pacs_is_named(pacs_data: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected a folder .*pacs, got none; unpack PACS there, as kfold/DOMAIN"):
+    with pytest.raises(UsageError, match=r"expected a folder .*pacs, not found; unpack PACS there, as kfold/DOMAIN"):
         pacs.load()
     write_pacs(pacs_data)
     with pytest.raises(

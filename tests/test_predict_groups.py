@@ -175,6 +175,15 @@ def test_a_learner_of_numbers_predicts_arrays() -> None:
         learner.predict(x[:2], [1.0], x)
 
 
+def test_a_learner_without_parameters_is_refused_in_one_line() -> None:
+    learner = Pair("exact", "flat", model="linear_regression").learner()
+    assert not list(learner.parameters())
+    x = np.ones((4, learner.input_shape[0]))
+    for call_of in (learner.predict, lambda *arrays: learner.task(*arrays[:2]).predict(arrays[2])):
+        with pytest.raises(UsageError, match="expected a Gaussian prior for a closed form"):
+            call_of(x[:2], np.ones((2, learner.num_targets)), x)
+
+
 def test_effects_are_in_the_units_of_the_file_beside_the_closed_form(groups: Groups) -> None:
     """The prior at hours = 0, and a shrinkage that follows from the covariances in these units."""
     out = ran("effects", "run").out

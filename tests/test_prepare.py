@@ -82,10 +82,10 @@ def test_tasks_that_are_drawn_need_no_preparation() -> None:
 
 
 ERRORS = {
-    "data=mini_imagenet": "mini_imagenet, got none; put train.csv, val.csv, test.csv and the folder images/ there, or",
-    "data=tiered_imagenet": "tiered_imagenet, got none; put {train,val,test}_images_png.pkl",
-    "data=leo_embeddings": "leo_embeddings, got none; unpack http://storage.googleapis.com/leo-embeddings/embeddings",
-    "data=cifar_fs": "cifar100_meta.json, got none; put cifar100_meta.json and the lossless sheets",
+    "data=mini_imagenet": "mini_imagenet, not found; put train.csv, val.csv, test.csv and the folder images/ there, or",
+    "data=tiered_imagenet": "tiered_imagenet, not found; put {train,val,test}_images_png.pkl",
+    "data=leo_embeddings": "leo_embeddings, not found; unpack http://storage.googleapis.com/leo-embeddings/embeddings",
+    "data=cifar_fs": "cifar100_meta.json, not found; put cifar100_meta.json and the lossless sheets",
     "data=image_folder": "expected a folder of images, got ''; set data.path to a folder with train/, val/ and test/",
     "data=image_folder data.size=big": "expected data.size to be of type int, got 'big'",
     "data=nope": "unknown choice data=nope; choose one of: cifar_fs, digit_domains, fc100",

@@ -336,9 +336,8 @@ def test_a_file_with_another_checksum_is_refused(folder: Path, cache: Path) -> N
     damaged = bytearray(paths[0].read_bytes())
     damaged[-30] ^= 1
     paths[0].write_bytes(damaged)
-    assert re.search(rf"SHA-256 checksum \w+... of {paths[0]} .SHA256SUMS beside it., got \w+...; copy", line_of(
-        leo_embeddings.load, cache
-    ))  # fmt: skip
+    expected = rf"SHA-256 checksum \w+... of {paths[0]} .listed in {folder}/SHA256SUMS., got \w+...; copy"
+    assert re.search(expected, line_of(leo_embeddings.load, cache))
     (folder / "SHA256SUMS").write_text("a word\nalone\n")
     os.utime(folder / "SHA256SUMS", ns=(1, 1))
     assert "expected a checksum and a path in each line" in line_of(leo_embeddings.load, cache)
@@ -370,7 +369,7 @@ def test_pixels_with_another_checksum_are_refused(folder: Path) -> None:
 def test_what_is_missing_is_named(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = {"mini_imagenet": mini_imagenet, "tiered_imagenet": tiered_imagenet, "leo_embeddings": leo_embeddings}
     for name, source in loads.items():
-        assert re.search(rf"expected a folder .*{name}, got none; (put|unpack) ", line_of(source.load, cache))
+        assert re.search(rf"expected a folder .*{name}, not found; (put|unpack) ", line_of(source.load, cache))
         (folder / name).mkdir()
         assert re.search(r", got none; (put|unpack) ", line_of(source.load, cache))
     monkeypatch.delenv("METABAYES_DATA")

@@ -9,8 +9,8 @@ Estimates of linear mixed models are maximum likelihood, not REML: with few grou
 than those of REML.
 
 effects.csv has one row per group and effect, and one per inner group of nested groups. A row has the estimate given
-all points of the group, the 90% interval (no option changes this level), the shrinkage and, for a linear mixed model, the closed-form estimate and the
-least-squares estimate.
+all points of the group, the 90% interval (no option changes this level), the shrinkage and, for a linear mixed model,
+the closed-form estimate and the least-squares estimate.
 """
 
 from __future__ import annotations

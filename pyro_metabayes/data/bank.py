@@ -119,7 +119,7 @@ class Bank(FromUsers):
     def with_inputs(
         self, inputs: Tensor | StoredRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
-        """Return a bank with the same classes and splits, but new inputs, one per row, such as features of images."""
+        """Return a bank with the same classes and splits, but new inputs (one per row), views and auxiliary inputs."""
         auxiliary = auxiliary or {}
         for name, rows in {"inputs": inputs, **auxiliary}.items():
             if len(rows) != len(self.inputs):
@@ -130,7 +130,7 @@ class Bank(FromUsers):
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """Return the bank with the inputs on a device. Class sizes and splits stay on the CPU."""
+        """Return the bank with the inputs on a device; inputs in a file, class sizes and splits stay on the CPU."""
         views = None if self.views is None else self.views.to(device)
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
@@ -150,7 +150,8 @@ class Bank(FromUsers):
                 queries have no label: a guide sees them, but objectives and scores do not count them.
 
         Raises:
-            UsageError: an argument is not an integer, or the split has too few classes or inputs per class.
+            UsageError: an argument is not an integer or too small; or the split does not exist, or has too few classes
+                or inputs per class.
         """
         from pyro_metabayes.data.sampler import BankSampler  # here, since it imports this file
         from pyro_metabayes.data.stream import TaskStream

@@ -24,10 +24,10 @@ class BaseNovelSampler(BankSampler):
     """Sampler of few-shot tasks of novel classes, with task.base_query additional queries of base classes.
 
     Base classes are the B training classes, of which some images are held out. A training task takes `way` of the B
-    classes as novel classes and the other B - way as base classes; it contains no held-out image. Validation and test
-    tasks have queries of all base classes. Validation uses one half of the held-out images, and the test uses the other
-    half. The class of a base query is drawn uniformly with replacement. Images of one class are drawn without
-    replacement if the class has enough images.
+    classes as novel classes and the other B - way as base classes; it contains no held-out image. In validation and
+    test tasks, all B classes are base classes. Their base queries are held-out images: validation uses one half of
+    these images, and the test uses the other half. The class of a base query is drawn uniformly with replacement.
+    Images of one class are drawn without replacement if the class has enough images.
 
     Novel classes have the labels 0 to way - 1. Base classes have the labels from way on: in task t, label way + i is
     the training class number auxiliary["base"][t, i], from 0 to B - 1.
@@ -93,7 +93,7 @@ class BaseNovelSampler(BankSampler):
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
         """Draw one image for each of Q queries in T tasks, given the base class of each query [T, Q].
 
-        Returns the row numbers [T, Q] of the images in the bank (data set).
+        Returns the row numbers [T, Q] of the images in the bank (data set) of the split.
         """
         if split != "train":
             holdout = self.holdout[split]

@@ -119,7 +119,8 @@ class DomainSampler:
         """Return a function that draws a block of tasks of a split from a random generator.
 
         Raises:
-            UsageError: the task shape has support points, or more queries than a domain has images.
+            UsageError: the task shape has support points, another number of classes than the domains, or more queries
+                than a domain has images.
         """
         self._check(split, shape)
         classes = self.bank.splits[split].view(-1, self.bank.num_shared)  # [domains, C]

@@ -47,14 +47,14 @@ class StoredRows(Protocol):
 class MappedRows:
     """M vectors of D features [M, D] in a memory-mapped array. Only the requested rows are read.
 
-    The class has the tensor methods that samplers use. The rows stay on the CPU, whatever the device of the run.
+    The class has the tensor methods that samplers use. Rows are read on the CPU, whatever the device of the run.
 
     Args:
         array: the memory-mapped array [M, D].
         read: function that prepares rows for use, for example scales them. The arguments are n rows [n, D] of the file
             and the row numbers [n].
         change: function that is applied to the tensor of rows after `read`; None: no change.
-        order: [M], the row number in the file of each row; None: the order of the file.
+        order: [M], the row number in the file of each of the M rows; None: the order of the file.
     """
 
     device = torch.device("cpu")
@@ -81,7 +81,7 @@ class MappedRows:
         return self
 
     def in_order(self, order: np.ndarray) -> MappedRows:
-        """Return the same rows in another order, which needs 8 bytes of memory per row."""
+        """Return the rows of the file in the order of the row numbers `order` [M], which takes 8 bytes per row."""
         if (order == np.arange(len(order))).all():
             return self
         return MappedRows(self.array, self.read, self.change, order)
@@ -91,7 +91,7 @@ class MappedRows:
         return MappedRows(self.array, self.read, change, self.order)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Read the n rows with the given numbers, as a float32 tensor [n, D]; `dim` must be 0."""
+        """Read the n rows with the given numbers, apply `read` and `change`, and return a tensor; `dim` must be 0."""
         assert dim == 0
         numbers = self._in_file(rows.numpy())
         self._announce(numbers)

@@ -38,7 +38,7 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
     All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"). At the end the positions are
     shuffled, since the order of these draws is not uniform.
 
-    The arguments and the result are those of `random_positions`.
+    The arguments and the result are those of `random_positions`, without the argument `largest`.
     """
     positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
     available = sizes.clamp(max=number)

@@ -87,7 +87,7 @@ class BankSampler:
             places = pool.places(rows, generator)
             points = shape.query_points(generator, sizes[choice] - shape.shot)
             tasks = self._tasks(places, classes[choice], shape, *points)
-            if shape.unknown:  # drawn last, so that the known classes and their inputs do not depend on the others
+            if shape.unknown:  # drawn last, so that known classes and their inputs are the same without unknown classes
                 each = shape.shot + shape.query
                 positions = self._positions(starts[others], sizes[others], shape.shot, each, generator)
                 rows = starts[others].unsqueeze(-1) + positions[..., shape.shot :]

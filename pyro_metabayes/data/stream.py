@@ -151,6 +151,6 @@ class TaskStream:
         return concatenate(parts)
 
     def _tasks_of(self, block: int) -> Block:
-        if self._block is None or self._block[0] != block:  # a stream is read in order: cache the last block
+        if self._block is None or self._block[0] != block:  # a stream is read in order, so the last block is kept
             self._block = block, self._draw(generator_of(self._seed, self._split, block))
         return self._block[1]

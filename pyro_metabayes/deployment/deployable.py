@@ -54,7 +54,7 @@ class Deployable(Predicts):
         """
         check_num_samples(num_samples)
         check_seed(seed)
-        settings = self.input_shape, self.backbone, next(self.parameters()), self.num_targets
+        settings = self.input_shape, self.backbone, next(self.parameters(), torch.empty(0)), self.num_targets
         if self.num_targets:
             return NumberTask(
                 self, EncodedSupport(self, SupportSet(support_x, support_y, *settings), num_samples, seed)

@@ -26,8 +26,9 @@ class Evaluation:
     """Result of an evaluation over T tasks; print() shows a table of the metrics with 95% intervals.
 
     Args:
-        metrics: the entries of results.json by name: the scores (a number or {mean, ci95}), by_step, information,
-            seconds and the collapse metrics. A metric is None if it is not defined for the model or the data.
+        metrics: the metrics of results.json by name: the scores (a number or {mean, ci95}), the interval and floor of
+            the ECE, by_step, information, temperature, the number of learners, seconds and the collapse metrics. A
+            metric is None if it is not defined for the model or the data.
         per_task: arrays [T] by name of the score, the content of tasks.npz, for paired comparisons. "group" is the
             group of each task, for tasks with groups.
     """
@@ -58,7 +59,7 @@ class BatchScores:
     Args:
         scores: tensors [T] by name of the score. The expected calibration error (ece) has [T, Q, 3] for Q queries.
         spreads: tensors [T] or [T, weights] by name; the collapse metrics are functions of the spreads.
-        by_step: [T, K + 1, step_scores], the `step_scores` after 0, ..., K inner steps; None without an inner loop.
+        by_step: [T, K + 1, J], the J scores in `step_scores` after 0, ..., K inner steps; None without an inner loop.
         groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
     """
 
@@ -137,7 +138,8 @@ def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] 
     """Compute the mean over tasks of the scores after each number of inner steps.
 
     Args:
-        by_step: [T, K + 1, step_scores], for T tasks after 0, ..., K steps; None without an inner loop.
+        by_step: [T, K + 1, J], the J scores in `step_scores` of T tasks after 0, ..., K steps; None without an inner
+            loop.
 
     Returns:
         {number of inner steps: {score: mean}}; None without an inner loop. A mean that is not finite is None.

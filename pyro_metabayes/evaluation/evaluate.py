@@ -31,7 +31,7 @@ from pyro_metabayes.validation.values import check_points, check_values
 
 BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
 _alone = RLock()  # all threads share Pyro's handler stack and its validation setting
-VALIDATION_TASKS = 300  # of an endless stream, for a temperature
+VALIDATION_TASKS = 300  # number of tasks of an endless stream on which a temperature is fitted
 MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
 
 
@@ -51,8 +51,9 @@ def evaluate(
 
         print(evaluate(learner, bank.tasks("test")))
 
-    The scores come from `posterior`, which does not use query labels. Only elbo, kl and posterior_sd come from
-    `training_posterior`, the distribution in the ELBO. They are None for a point estimate or a flat prior.
+    The scores come from `posterior`, which does not use query labels. Only elbo, kl, active_dimensions, posterior_sd,
+    posterior_entropy and training_sd_ratio come from `training_posterior`, the distribution in the ELBO. These metrics
+    are None for a point estimate. elbo, kl and active_dimensions are None for a flat prior, too.
 
     The result is deterministic given the seed. No global random state is read or changed. Calls in several threads run
     one after the other.
@@ -61,7 +62,8 @@ def evaluate(
         learner: the learner to evaluate.
         stream: the tasks: a stream of tasks, Episodes, or a list of Episodes. Their inputs are inputs of the backbone,
             or features if the backbone is frozen.
-        settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
+        settings: number of tasks, draws of w and split; None: the defaults, with all tasks unless the stream is
+            endless.
         seed: seed of all draws of w.
         progress: whether to show a progress bar.
         truth: the exact posterior of simulated tasks; None: unknown. A known posterior adds oracle_mse, the mse of the

@@ -41,7 +41,7 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> float:
     Returns:
         The ECE, 0 to 1.
     """
-    torchvision()  # torchmetrics imports torchvision; a CUDA build of it fails with a CPU build of torch otherwise
+    torchvision()  # for torchmetrics, which cannot import a CUDA build of torchvision next to a CPU build of torch
     from torchmetrics.functional.classification import binary_calibration_error
 
     return binary_calibration_error(confidence.clamp(max=1), hits.long(), n_bins=CALIBRATION_BINS).item()
@@ -87,7 +87,8 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
 
     where sd is the standard deviation of the resampled ECE, and t the quantile of Student's t (`quantile95`).
 
-    The floor is the mean ECE of perfectly calibrated predictions with the given confidences c_i of the M queries i:
+    The floor is the mean ECE, in the normal approximation, of perfectly calibrated predictions with the given
+    confidences c_i of the M queries i:
 
         floor = (1 / M) sum_b sqrt((2 / pi) sum_{i in b} c_i (1 - c_i)),   over the bins b
 

@@ -57,7 +57,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
         samples: draws of w per task; one draw is taken for a point estimate.
 
     Returns:
-        Tensor [T, K + 1, step_scores]; None without an inner loop, and for classification.
+        Tensor [T, K + 1, J] of the J scores in `step_scores`; None without an inner loop, and for classification.
     """
     part = stepping_part(learner)
     if part is None or episodes.num_classes:
@@ -69,7 +69,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
 
 
 def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor | None:
-    """Compute the scores [T, step_scores] after num_steps inner steps; None for classification."""
+    """Compute the J scores [T, J] in `step_scores` after num_steps inner steps; None for classification."""
     scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
     predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)

@@ -89,8 +89,9 @@ def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
 def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
     """Compute the mean over training runs, each with a backbone and a seed, and the 95% interval of the mean.
 
-    With several backbones, the averaged values are the B means over the runs of a backbone. With one backbone, they are
-    the B runs. The half width is t sd / sqrt(B), with Student's t of B - 1 degrees of freedom.
+    With several backbones, the averaged values are the B means over the runs of a backbone. With one backbone, the
+    averaged values are those of the B runs. The half width is t sd / sqrt(B), with Student's t of B - 1 degrees of
+    freedom (as in `ci95_of`, 1.96 instead of t for B >= 30).
 
     To compare two methods, pass the differences between runs with the same backbone and seed.
 

@@ -36,7 +36,7 @@ def nll_bias(predictions: Predictions) -> Tensor:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T], in nats per query; 0 if L = 1 (a point estimate or a closed form).
+        Tensor [T], in nats per query; 0 if L = 1, as for a point estimate or a closed form.
     """
     log_prob = predictions.log_prob
     num_samples = len(log_prob)

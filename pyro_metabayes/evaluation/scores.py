@@ -47,7 +47,7 @@ def logged_scores() -> list[Score[Any]]:
 
 
 def step_scores() -> list[Score[Any]]:
-    """Return the scores of a regression after each inner step, in the order of results.json."""
+    """Return the scores of a regression that are computed after each inner step, in the order of `Score.by_step`."""
     return sorted((score for score in SCORES if score.by_step), key=lambda score: score.by_step)
 
 
@@ -67,7 +67,7 @@ def values_of(predictions: Predictions | JointPredictive, weights: Weights, scor
 
 
 def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskScores:
-    """Compute all scores of predictions under draws of w that have one value per task.
+    """Compute all scores that have one value per task, of predictions under draws of w.
 
     Args:
         likelihood: p(y | x, w_l) for L draws w_l, batch [L, T, Q]. Its family determines which scores are defined.

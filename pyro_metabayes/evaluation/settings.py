@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pyro_metabayes.errors import UsageError
 
-FEWEST_JOINT = 200  # draws of the joint NLL: fewer do not show whether they can be trusted
+FEWEST_JOINT = 200  # importance draws of the joint NLL; with fewer, diagnostics cannot tell whether it is reliable
 
 
 @dataclass
@@ -20,8 +20,8 @@ class EvalSettings:
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws per task for the joint NLL
     temperature: bool = False  # scale the predictions of classes by a temperature, fitted on validation tasks
-    ensemble: list[str] = field(default_factory=list)  # folders of runs whose predictions are averaged with this one's
-    number_samples: int = 200  # smallest number of draws where labels are numbers: with fewer, coverage is too small
+    ensemble: list[str] = field(default_factory=list)  # folders of runs to average with this run, as an ensemble
+    number_samples: int = 200  # smallest number of draws if labels are numbers; with fewer, coverage90 is too small
 
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:

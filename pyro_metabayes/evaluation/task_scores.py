@@ -162,7 +162,7 @@ def _score_batch(
         scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
-    known = replace(observed, query_mask=episodes.query_mask)  # the same without unknown classes
+    known = replace(observed, query_mask=episodes.query_mask)  # the tasks without their queries of unknown classes
     spreads = collapse.prior_spread(learner, known, samples) | collapse.posterior_spread(learner, episodes, training)
     square = None if drawn is None else drawn.square
     spreads |= collapse.posterior_outputs(learner, known, posterior, samples, square, draws)

@@ -23,12 +23,13 @@ class SupportSet:
     """Support set of one task, converted from the user's arrays; also converts the query inputs of the task.
 
     Args:
-        x: support inputs [S, *X] of any real type. Integers with several axes *X are images, and are scaled to [0, 1].
+        x: support inputs [S, *X] of any real type. In classification, integers with several axes *X are images, and
+            are scaled to [0, 1].
         y: support labels. Classification: integers [S] from 0 to C - 1. Regression: numbers [S, Y], or [S] if Y = 1;
             S may be 0.
         input_shape: *X, the shape of one input of the learner.
         backbone: the network that receives the inputs.
-        like: a tensor with the device and the dtype of the converted inputs.
+        like: a tensor with the wanted device and dtype.
         num_targets: number Y of values in one label of a regression; 0: the labels are classes.
 
     Attributes:

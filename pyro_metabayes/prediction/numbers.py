@@ -42,7 +42,7 @@ class NumberPrediction(NamedTuple):
 def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> NumberPrediction:
     """Summarise the predictive distribution ∫ p(y | x, w) q(w) dw of each query of one task.
 
-    The result is exact for linear models with a Gaussian q, and otherwise estimated from samples.
+    The result is exact for linear models with Gaussian noise and a Gaussian q, and otherwise estimated from samples.
 
     Args:
         model: the model with the likelihood p(y | x, w).
@@ -86,8 +86,8 @@ def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Estimate mean, sd, and the ends of the central 90% interval of the predictive distribution.
 
     `family` is p(y | x, w_l), batch [L, T, Q], for L samples w_l, T tasks and Q queries. The mean is the average of
-    E[y | x, w_l] over the samples. The sd and the ends come from labels drawn from p(y | x, w_l). If the average is not
-    finite, the median of the drawn labels is the mean.
+    E[y | x, w_l] over the samples. The sd and the ends come from labels drawn from p(y | x, w_l). The median of the
+    drawn labels replaces an average that is not finite.
     """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()

@@ -100,7 +100,7 @@ class Predicts(Featured):
             UsageError: an array is not suitable for the learner, or a prediction is not finite.
         """
         check_num_samples(num_samples)
-        like = next(self.parameters())  # there is always one, the head's scale
+        like = next(self.parameters(), torch.empty(0))  # a regression may have no parameters
         support = SupportSet(support_x, support_y, self.input_shape, self.backbone, like, self.num_targets)
         task = support.task(support.queries(query_x))
         if self.num_targets:

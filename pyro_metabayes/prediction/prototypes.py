@@ -13,12 +13,12 @@ import torch
 
 from pyro_metabayes.learner import MetaLearner
 
-MOST = 1e150  # the square of a unit up to this bound is finite in float64; the softmax of such distances is saturated
+MOST = 1e150  # largest unit: the square is finite in float64, and distances times the square saturate the softmax
 
 
 @dataclass(frozen=True, eq=False)
 class SupportFrame:
-    """Standardisation of features, x / unit - centre, to the order of 1; squares then do not overflow.
+    """Standardisation of features x to x / unit - centre, which is of the order of 1, so that squares do not overflow.
 
     Distances between points are divided by the unit.
 

@@ -45,13 +45,13 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 def unit_scaled(name: str, x: Tensor) -> Tensor:
-    """Rescale each row of features [N, D] in float64 to a range that float32 represents.
+    """Rescale the rows of features [N, D] that are too long or too short for float32.
 
     This is for backbones whose features do not depend on the scale of a row (`Backbone.scale_invariant`).
 
     Args:
         name: name of the argument, for the message.
-        x: N rows of D features.
+        x: N rows of D numbers of any real type.
 
     Raises:
         UsageError: a row is all zero.

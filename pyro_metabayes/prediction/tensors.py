@@ -80,7 +80,7 @@ def readable(name: str, x: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the representation of a value for a message, cut to a few characters."""
+    """Return the representation of a value for a message, cut to 40 characters."""
     return repr(value)[:LONGEST]
 
 

@@ -16,7 +16,7 @@ from pyro_metabayes.specification.parts import PARTS, Parts, build_parts
 from pyro_metabayes.specification.recorded import Recorded, arguments_passed
 from pyro_metabayes.validation.arguments import check_flags, check_integers
 
-# Full class names of parts that are given by short names. {cls} is the name in camel case: FullGaussian.
+# Class names of parts that are given by a short name, here {name}. {cls} is the name in camel case, as in FullGaussian.
 _PLACES = {
     "backbone": "models.backbones.{name}.Backbone",
     "head": "models.heads.{cls}",
@@ -177,8 +177,8 @@ class Assembled:
             prior: the prior; None for models that need none.
             model: the model. None: the model of the guide if the guide is an object, else few_shot_classifier.
             head: the head of a classifier.
-            input_shape: *X, the shape of one input; not needed if the backbone is a Backbone of this package.
-            num_classes: number of classes per task; 0 for regressions without classes.
+            input_shape: *X, the shape of one input; not needed if the backbone is an object of the class Backbone.
+            num_classes: number of classes per task; may be 0 in a regression.
             particles: number of samples of the weights w per task in the loss.
             frozen: whether the backbone is not trained. Tasks then hold features as inputs.
             normalise: whether features are scaled to unit length if the backbone is a plain torch module.

@@ -166,7 +166,7 @@ def refuse_what_cannot_be_rebuilt(
         specification = learner.specification
         parts = [part for name in PARTS if (part := specification.get(name))]
         modules = [part["_target_"].rpartition(".")[0] for part in parts]
-        with noise_of(0), drawing():  # the random state stays as it is
+        with noise_of(0), drawing():  # without torch's global random numbers
             copy = rebuild({"specification": specification, "frozen": True}, modules)
         copy.refuse_other(learner.state_dict())
     except UsageError as error:

@@ -17,7 +17,7 @@ KINDS = "biufcSUO"  # kinds of dtypes: bool, integers, floats, complex, bytes, t
 
 
 class ForbiddenName(Exception):
-    """Error for a pickle that refers to a function or class that is not allowed."""
+    """Error for a pickle that refers to a function, class or type that is not allowed."""
 
 
 class _Array(np.ndarray):

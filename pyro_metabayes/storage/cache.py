@@ -21,7 +21,7 @@ Arrays = Mapping[str, np.ndarray]
 def cache_folder() -> Path:
     """Return the cache folder, and create it if it does not exist.
 
-    It is the folder METABAYES_CACHE, or ~/.cache/pyro_metabayes if this variable is not set.
+    The environment variable METABAYES_CACHE names this folder. If it is not set, the folder is ~/.cache/pyro_metabayes.
 
     Raises:
         UsageError: the folder cannot be created or written.
@@ -50,7 +50,7 @@ def data_file(relative: str, hint: str) -> Path:
     """
     path = _under_data(relative, hint)
     if not path.is_file():
-        raise UsageError(f"expected a file at {path}, got none; {hint}")
+        raise UsageError(f"expected a file at {path}, not found; {hint}")
     return verify(path)
 
 
@@ -66,7 +66,7 @@ def data_folder(relative: str, hint: str) -> Path:
     """
     path = _under_data(f"{relative}/", hint)
     if not path.is_dir():
-        raise UsageError(f"expected a folder {path}, got none; {hint}")
+        raise UsageError(f"expected a folder {path}, not found; {hint}")
     return path
 
 

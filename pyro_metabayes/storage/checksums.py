@@ -26,7 +26,7 @@ def verify(path: Path) -> Path:
     expected = _read_list(sums, sums.stat().st_mtime_ns).get(path.absolute().relative_to(root).as_posix())
     if expected is not None:
         with path.open("rb") as file:
-            refuse_other(hashlib.file_digest(file, "sha256").hexdigest(), expected, f"{path} ({LIST} beside it)")
+            refuse_other(hashlib.file_digest(file, "sha256").hexdigest(), expected, f"{path} (listed in {sums})")
     return path
 
 

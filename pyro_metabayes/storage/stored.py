@@ -92,6 +92,9 @@ class Stored(nn.Module):
                 pyro_metabayes. are always allowed.
             into: a learner that receives the weights and was constructed like the saved learner. None: build a new
                 learner from the specification in the file.
+
+        Raises:
+            UsageError: there is no such file, it holds no learner, or the learner differs from `into`.
         """
         return cls._of_file(user_path(path), prefixes, into, {})
 
@@ -116,7 +119,8 @@ class Stored(nn.Module):
     def _of_file(cls, path: Path, prefixes: Sequence[str], into: Self | None, settings: Mapping[str, Any]) -> Self:
         """Load a learner like `load`; the `settings` replace settings of the guide in the file."""
         saved = saved_learner(path, rebuild=into is None)
-        with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
+        # Initial weights, which are then replaced, are drawn without torch's global random numbers.
+        with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():
             if into is None:
                 with Allowance.of_file(checkpoint.file_of(path)):
                     into = cls._restored(_with_guide(saved, settings), prefixes)

@@ -1,7 +1,7 @@
 """Reading of pickles of arrays from untrusted sources, without running code in the pickles.
 
 A pickle is a program that may call any importable function. Here it can call only the functions in `array_pickles`,
-which suffice for arrays, strings, numbers and containers. No other file of this package unpickles anything.
+which suffice for arrays, strings, numbers and containers. No other file of this package uses the module pickle to read.
 """
 
 from __future__ import annotations

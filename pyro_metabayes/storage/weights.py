@@ -33,7 +33,7 @@ def do_weights_follow() -> bool:
 
 
 def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
-    """Read a saved learner, a mapping {specification, frozen, weights}, from a file or from the folder of a run.
+    """Read a saved learner, a mapping with specification and weights (`Stored.portable`), from a file or a run folder.
 
     Args:
         path: the file, or the folder of a run. From a folder, the best learner is read.

@@ -14,7 +14,7 @@ from pyro_metabayes.data.stream import Tasks
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import noise_of_process, random_states, set_random_states
 
-if TYPE_CHECKING:  # takes a second, and no setting needs it
+if TYPE_CHECKING:  # the import takes a second, and only the loop needs it
     from lightning_fabric import Fabric
 
 Value = TypeVar("Value")
@@ -78,7 +78,8 @@ class TaskShard:
     def noise(self, batch: int = 0, batches: int = 1) -> AbstractContextManager[None]:
         """Context manager in which each task has the same noise for any number of processes and batches.
 
-        This holds for the functions of `pyro_metabayes/seeding.py` and for draws of latents at the sites of a guide.
+        This holds for noise from `task_draws` and other functions of `pyro_metabayes/seeding.py` for tasks, and for
+        draws of latents at the sites of a guide. Gamma and discrete distributions are an exception (`task_draws`).
 
         Args:
             batch: number of the batch of this process.
@@ -126,7 +127,7 @@ class Gradients:
         module: the learner, after `fabric.setup`.
         stream: the training tasks.
         shard: the part of the tasks that this process computes.
-        batches: number of batches per step.
+        batches: number of batches per process and step.
     """
 
     def __init__(self, fabric: Fabric, module: nn.Module, stream: Tasks, shard: TaskShard, batches: int = 1) -> None:

@@ -14,7 +14,7 @@ from torch import distributed
 
 
 class AnyDevice(Accelerator):
-    """Fabric accelerator for any device of torch. Fabric itself supports only CPU, CUDA and MPS."""
+    """Fabric accelerator for any device of torch, also for devices that Fabric itself does not support, such as XPU."""
 
     def setup_device(self, device: torch.device) -> None:
         if device.index is not None and device.type not in ("cpu", "mps"):  # for kernels without a device argument
@@ -51,9 +51,9 @@ def fabric_alone(device: torch.device) -> Fabric:
 
 
 def fabric_in_group(device: torch.device) -> Fabric:
-    """Construct a Fabric for one of the processes that torchrun started.
+    """Construct a Fabric for one process of the initialised process group.
 
-    DDP averages the gradients over all processes. It has static_graph, since every step uses the same parameters.
+    DDP averages the gradients over all processes. DDP gets static_graph, since every step uses the same parameters.
     """
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(

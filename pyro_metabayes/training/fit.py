@@ -63,14 +63,14 @@ def fit(
         optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3)
         history = fit(learner, bank.tasks("train"), bank.tasks("val"), steps=1000, optimiser=optimiser, folder="runs/a")
 
-    Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. The folder has the files
-    of `python -m experiments.run`. `MetaLearner.load(folder)` reads the best learner.
+    Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. The folder gets the files
+    `checkpoint.pt` and `metrics.jsonl`. `MetaLearner.load(folder)` reads the best learner.
 
     With a folder, the same call continues an interrupted training, with the same result bit for bit. Construct learner,
     optimiser and scheduler as before. Only `steps`, `patience`, `log_every` and `callbacks` may change.
 
     For several processes, start a script with torchrun and call `torch.distributed.init_process_group()` before `fit`.
-    Each process computes an equal part of the tasks. Only the first validates, calls the callbacks and writes files.
+    Each process computes an equal part of the tasks. The first one also validates, calls callbacks and writes files.
 
     Args:
         learner: the learner to train.
@@ -79,8 +79,9 @@ def fit(
             while a batch is constructed, torch's seed is the batch number.
         val: validation tasks: a stream of tasks, Episodes, or a list of Episodes.
         steps: number of steps of the optimiser; 0: the learner is saved untrained.
-        optimiser: any torch optimiser of parameters of the learner, or an `Optimisation`. Move the learner to its
-            device first. None: Adam with a cosine schedule of the learning rate from 1e-3 to 0.
+        optimiser: a torch optimiser of parameters of the learner whose step needs no closure, or an `Optimisation`.
+            Move the learner to its device before you construct the optimiser. None: Adam with a cosine schedule of the
+            learning rate from 1e-3 to 0.
         scheduler: any torch scheduler of the optimiser. Its `step` is called after every step, or after every
             validation with the NLL for ReduceLROnPlateau. None: constant learning rates.
         accumulate: number of batches per step. The gradients of the batches are averaged.
@@ -107,7 +108,7 @@ def fit(
     Raises:
         UsageError: arguments or tasks do not fit, the training has diverged, the folder holds another training, or the
             folder is in use.
-        Interrupted: after SIGINT. The message says how to continue.
+        Interrupted: after SIGINT or SIGTERM, at the end of the current step. The message says how to continue.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
     check_callables("callbacks", callbacks)
@@ -175,7 +176,7 @@ def _description(
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
-    """Return the stream of training tasks, and how many items of it form a batch: tasks, or whole batches."""
+    """Return the stream of training tasks, and the number of items of the stream per batch (1 if items are batches)."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size

@@ -13,7 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """Context manager in which the first SIGINT or SIGTERM only sets `requested`, so that a training step can finish.
 
-    A second signal raises KeyboardInterrupt at once. If `requested` is set, a normal exit raises it too.
+    A second signal raises KeyboardInterrupt at once. If `requested` is set, a normal exit of the context raises
+    KeyboardInterrupt too.
     """
 
     requested: bool = False

@@ -136,7 +136,10 @@ class History:
     def best(self) -> Mapping[str, Any]:
         """Metrics of the validated step with the smallest validation NLL.
 
-        After the training, the learner has the weights of this step.
+        After the training, the learner has the weights of this step if its NLL is finite.
+
+        Raises:
+            UsageError: there was no validation, since the training has 0 steps.
         """
         if not (scores := validation_scores(self.lines)):
             raise UsageError("expected a training with a validation, got a training of 0 steps; set steps >= 1")

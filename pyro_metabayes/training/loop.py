@@ -53,7 +53,7 @@ class MetaTraining:
         config: plain values to store in the checkpoint.
         seed: seed of the random draws for the metrics of logged steps and validations.
         optimisation: the optimiser with its learning-rate schedule; None: as `settings` describes.
-        accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
+        accumulate: number of batches into which each process divides its tasks of a step (`Gradients`).
         patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
         callbacks: functions that are called with the metrics of each logged step.
     """
@@ -88,7 +88,7 @@ class MetaTraining:
         self.log = Log(folder if self.shard.is_first else None)
 
     def run(self) -> MetaLearner:
-        """Train to the last step, and return the best learner. A checkpoint in the folder is continued."""
+        """Train, or continue from the checkpoint in the folder, until the training ends. Return the best learner."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
@@ -137,7 +137,7 @@ class MetaTraining:
         """Take a step of the optimiser. Return the terms of the loss in nats per task, means over all processes."""
         state, settings = self.state, self.settings
         self._optimisation.start_step(state.step)
-        self.learner.zero_grad()  # not that of the optimiser, which need not have all parameters
+        self.learner.zero_grad()  # the optimiser may lack some of the parameters, so that its zero_grad misses them
         terms = self._gradients.add(state.step, kl_weight_at(settings.kl_weight, state.step))
         state.step += 1
         if state.step == 1 and getattr(self.stream, "one_shape", True):
@@ -162,7 +162,7 @@ class MetaTraining:
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
         """Log the metrics of this step. Return the values for the progress bar."""
-        self._nonfinite.check(self._progress()[1])  # a non-finite step is neither logged nor saved
+        self._nonfinite.check(self._progress()[1])  # raises an error, so that a diverged training is not logged
         line = self.shard.broadcast(self._line(terms, validate) if self.shard.is_first else {})
         if validate:
             self.state.update_best(line["val_nll"])

@@ -91,6 +91,7 @@ def restore_optimizer(
 
     Raises:
         UsageError: the parameter groups are not those of the saved optimiser.
+        ValueError: the moments are those of another kind of optimiser, or of parameters of other shapes.
     """
     own = optimizer_state(optimizer, learner)
     number_of = {name: number for number, name in enumerate(own["names"])}

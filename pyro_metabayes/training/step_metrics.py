@@ -22,7 +22,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse metrics of a logged step
-VALIDATION_SAMPLES = 100  # draws of w in a validation; the best validation determines the final learner
+VALIDATION_SAMPLES = 100  # draws of w in a validation; many, since the validation NLL selects the final learner
 LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 
@@ -89,7 +89,8 @@ def step_metrics(
         return dict.fromkeys((*terms, *LOGGED_METRICS))
     measured = metric_means(*measure(learner, tasks(), seed))
     metrics = measured | dict(terms)
-    # For a point estimate the term of the loss is -log p(w) and no KL, so kl is None. A sampled KL is replaced too.
+    # For a point estimate the term `kl` of the loss is -log p(w), which is no KL, and the metric is None. The one-draw
+    # estimate of a KL without a closed form is replaced by the estimate of `measure`.
     if measured["kl"] is None or measured["kl_monte_carlo_error"] is not None:
         metrics["kl"] = measured["kl"]
     bound = learner.objective.bound and metrics["elbo"] is not None
@@ -101,8 +102,9 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
     """Compute the NLL of the approximate posterior on validation tasks, and the accuracy in classification.
 
     All validations of a training have the same tasks and random numbers. Most of the Monte-Carlo noise thus cancels in
-    differences between validations. The NLL is exact for a Gaussian posterior of a linear model. Otherwise it has a
-    Monte-Carlo bias, which is larger for wider posteriors and is estimated by val_nll_bias.
+    differences between validations. The NLL is exact for a point estimate, and for a Gaussian posterior of a linear
+    model with Gaussian noise. Otherwise the NLL has a Monte-Carlo bias, which is larger for wider posteriors and is
+    estimated by val_nll_bias.
 
     Args:
         learner: the learner in training.

@@ -98,9 +98,9 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 
         sum_i a_i w_i + b_i v_i mod 2^64,
 
-    where w_i are the 8-byte words of a row, v_i has the bytes of w_i in reverse order, and a_i and b_i are random. The
-    words v_i make the hash depend on the high bytes. Two different rows have the same hash with a probability of at
-    most 2^-56.
+    where w_i are the 8-byte words of a row, v_i has the bytes of w_i in reverse order, and a_i and b_i are random odd
+    numbers. Each of the last bytes that do not fill a word is a word w_i without v_i. The words v_i make the hash
+    depend on the high bytes. Two different rows have the same hash with a probability of at most 2^-56.
     """
     data = rows.view(np.uint8)
     words = data.shape[1] // 8

@@ -20,8 +20,8 @@ def readable_labels(name: str, y: Any) -> Any:
         y: labels of any type: a tensor, array, list or column of a data frame.
 
     Raises:
-        UsageError: a label is missing (None, NaN, or text without characters), only some labels are text, or two labels
-            differ only in surrounding white space. Such labels would be two classes by mistake.
+        UsageError: a label is missing (None, NaN, or blank text), only some labels are text, or two labels differ only
+            in surrounding white space. Such labels would be two classes by mistake.
     """
     y = readable(name, y)
     array = np.asarray(y)

@@ -15,13 +15,14 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
 FIT = "fit"  # key of the description of a training in a checkpoint
-NOT_RECORDED = {"clip_value": 0.0, "clip_each": 0.0, "on_nan": "stop", "seed": 0}  # earlier versions had these values
+# Values that earlier versions always used, and did not write into the description of a training.
+NOT_RECORDED = {"clip_value": 0.0, "clip_each": 0.0, "on_nan": "stop", "seed": 0}
 TENSORS = ("support_x", "support_y", "query_x", "query_y", "classes")
 PRECISION = 1e-3  # tolerance for moments of the same tasks, since rounding depends on device and library version
 
 
 def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
-    """Compute shapes and moments of the first tasks of a stream. A resumed training must have the same ones.
+    """Compute shapes and moments of the first tasks of a stream. They must be equal when a training is resumed.
 
     Moments are None if the same tasks have different values when they are read again, for example because of
     augmentation with random numbers of numpy.

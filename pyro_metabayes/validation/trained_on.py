@@ -15,7 +15,7 @@ from pyro_metabayes.errors import UnfamiliarTasks, how_many
 from pyro_metabayes.guide import Guide
 
 FACTOR = 2  # there is no warning if the number of queries is smaller or larger by at most this factor
-MARGIN = 0.1  # there is no warning if largest_share is larger by at most this much, 3 sd of its mean over 16 tasks
+MARGIN = 0.1  # no warning if largest_share is larger by at most this: three standard errors of a mean over 16 tasks
 
 Span = tuple[int, int]  # smallest and largest number
 

@@ -1,4 +1,4 @@
-"""Checks of the values of a batch of tasks: class range and finite numbers. They synchronise with the host."""
+"""Checks of the values of a batch of tasks: class range and finite numbers. The checks read the values on the host."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ HARD_GLYPHS: dict[str, Any] = {"noise": 0.45, "rotation": 35.0, "erase": 3.0, "s
 EPOCHS = {"glyphs": (2, 6), "hard_glyphs": (6,), "omniglot": (2, 5)}
 HINT = "put the file there; docs/any-embeddings.md lists what the training of shipped learners reads"
 MNIST_IMAGES = 6000
-DEPTHS = (2, 3, 4)  # blocks of a network whose output is a bank
-MOST_FEATURES = 600
+DEPTHS = (2, 3, 4)  # the outputs of these blocks of a network, counted from 1, are feature data sets
+MOST_FEATURES = 600  # larger outputs are projected to this number of features
 
 
 @dataclass(frozen=True)

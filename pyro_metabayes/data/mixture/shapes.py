@@ -11,11 +11,11 @@ Value = TypeVar("Value", int, float)
 
 WAYS = (2, 3, 4, 5, 5, 5, 5, 6, 8, 10, 10, 12, 15, 20, 20, 30, 50)
 SHOTS = (1, 1, 1, 1, 2, 3, 4, 5, 5, 10, 20)
-QUERIES = (15.0, 15.0, 15.0, 10.0, 8.0, 3.0, 1.0, 25.0)  # per class
+QUERIES = (15.0, 15.0, 15.0, 10.0, 8.0, 3.0, 1.0, 25.0)  # mean numbers of queries per class
 CONCENTRATIONS = (0.5, 1.0, 2.0, 2.0, 5.0, 50.0)
-BALANCED, ABSENT, FEW = 0.4, 0.2, 0.08  # probabilities
-MOST_PAIRS = 6000  # of a query and a class
-MOST_POINTS = 500
+BALANCED, ABSENT, FEW = 0.4, 0.2, 0.08  # probabilities: balanced queries, a class without queries, 1 to 3 queries
+MOST_PAIRS = 6000  # largest number of pairs of a query and a class, per task
+MOST_POINTS = 500  # largest number of support and query points per task
 
 
 class Shape(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import relu
 
 LEAST_SIGNAL, MOST_SIGNAL = 0.5, 9.0
-MOST_DIMENSION = 400.0  # effective, in the unit of the signal
+MOST_DIMENSION = 400.0  # upper bound on the effective dimension of the noise in the formula for the length of m
 
 
 class FeatureSimulator:
@@ -18,7 +18,7 @@ class FeatureSimulator:
         x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
 
     where
-        m: class means, with a power-law spectrum. In half of the calls there is a hierarchy of superclasses.
+        m: class means, with a power-law spectrum. With three or more classes, half of the calls have superclasses.
         d: centre of a random sub-cluster k_i of the class in an eighth of the calls, else 0.
         e: noise with a power-law spectrum. The order of its variances is that of the means, or partly random. In three
             of ten calls, the variances also differ between classes.

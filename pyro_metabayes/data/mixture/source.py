@@ -17,10 +17,10 @@ from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
-DIMENSIONS = (16, 32, 64, 128, 256, 256, 384, 512, 768)  # of simulated features
-FIXED = 128  # of validation and test tasks
+DIMENSIONS = (16, 32, 64, 128, 256, 256, 384, 512, 768)  # numbers of simulated features in training tasks
+FIXED = 128  # number of features in validation and test tasks
 SEVERAL = 0.1  # probability that a class of the task is the union of several classes of a data set
-WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
+WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has wrong support labels, or outliers
 
 
 def load(bank_share: float = 0.5, least_skill: float = 0.0, ambiguous: float = 0.0) -> Mixture:
@@ -101,7 +101,10 @@ class Mixture:
         return draw
 
     def tasks(self, number: int, generator: Generator) -> Episodes:
-        """Draw training tasks of one random shape; some have unequal shots, wrong support labels or outliers."""
+        """Draw training tasks of one random shape.
+
+        Some have unequal shots, ambiguous points, wrong support labels or outliers.
+        """
         shape = random_shape(generator)
         episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
         while self.least_skill and skill_of(episodes) < self.least_skill:

@@ -13,7 +13,7 @@ from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import Block
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 
-MOST_PAIRS = 1500  # of a query and a class: four times those of a 5-way task with 75 queries
+MOST_PAIRS = 1500  # largest number of pairs of a query and a class: four times that of a 5-way task with 75 queries
 
 
 class VariedSampler(BankSampler):
