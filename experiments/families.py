@@ -1,8 +1,7 @@
 """python -m experiments.families RUN_DIR: shares of sines and lines among functions sampled from a posterior.
 
 RUN_DIR is the folder of a run on data=sine_and_line. Each sampled function counts as the family that fits it better, by
-least squares on x in [-5, 5]. The command writes table.md, table.csv, families.json and families.png to
-RUN_DIR/families.
+least squares on x in [-5, 5]. RUN_DIR/families then has table.md, table.csv, families.json and families.png.
 """
 
 from __future__ import annotations

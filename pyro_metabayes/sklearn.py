@@ -84,8 +84,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: inputs [S, *X]: features, or images.
             y: class labels [S], such as text or integers, of at least two classes. No label is missing (None, NaN or
-                blank text), and no two labels differ only in surrounding white space. The integer -1 is a class; beside
-                two other classes that are not negative, it raises a warning.
+                blank text), and no two labels differ only in surrounding white space. -1 is a class, with a warning.
 
         Returns:
             The classifier itself.
