@@ -96,7 +96,7 @@ def check_input_shape(shape: Sequence[int | None], given: Any) -> Sequence[int]:
 
 def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], shot: int, queries: int) -> Points:
     """Generate a random task with inputs between 0 and 1, like pixels of images."""
-    like, generator = next(learner.parameters()), torch.Generator().manual_seed(0)
+    like, generator = next(learner.parameters(), torch.empty(0)), torch.Generator().manual_seed(0)
 
     def inputs(number: int, *shape: int) -> Tensor:
         return torch.rand(number, *shape, generator=generator).to(like)

@@ -57,7 +57,7 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
             reasons[check] = f"the learner accepts inputs {list(shape)}, the check has {[num_features]}"
         elif way is not None and counts - {way}:
             reasons[check] = f"the guide was built for {way} classes, the check has {sorted(counts)}"
-    if next(learner.parameters()).dtype != torch.float64:
+    if next(learner.parameters(), torch.empty(0)).dtype != torch.float64:
         order = "requires more digits than float32 has; learner.double() passes"
         reasons["check_methods_sample_order_invariance"] = order
     if learner.guide.transductive:
