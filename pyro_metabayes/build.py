@@ -6,12 +6,11 @@ anything is built. Arguments such as `model` and `num_classes` come from the cal
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pyro_metabayes.errors import UsageError, unknown_key
@@ -82,24 +81,21 @@ def _full(name: str) -> str:
     return f"pyro_metabayes.{name}" if name.startswith(SHORT) else name
 
 
-@functools.lru_cache(maxsize=1024)  # signatures and hints take most of the time of a check
-def arguments_of(target: Any) -> Mapping[str, inspect.Parameter]:
+def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
     """Return the arguments of a constructor or function by name, without *args and **kwargs."""
     gathering = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(target).parameters
-    return MappingProxyType({name: value for name, value in parameters.items() if value.kind not in gathering})
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind not in gathering}
 
 
-@functools.lru_cache(maxsize=1024)
-def _hints_of(target: Any) -> Mapping[str, Any]:
-    return MappingProxyType(get_type_hints(target.__init__ if inspect.isclass(target) else target))
+def _hints_of(target: Any) -> dict[str, Any]:
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
-@functools.lru_cache(maxsize=1024)
-def provided_by_source(target: Any) -> tuple[str, ...]:
+def provided_by_source(target: Any) -> list[str]:
     """Return the names of the arguments annotated with FromSource. The source of tasks provides their values."""
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    return tuple(name for name, hint in hints.items() if _FROM_SOURCE in getattr(hint, "__metadata__", ()))
+    return [name for name, hint in hints.items() if _FROM_SOURCE in getattr(hint, "__metadata__", ())]
 
 
 def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
