@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.few_shot import banks, docstrings, page
+from benchmarks.few_shot import docstrings, page
 from benchmarks.few_shot.__main__ import grid_cells, main
 from benchmarks.few_shot.banks import TEST, TUNING, alphabet_of, source_of
 from benchmarks.few_shot.compare import Comparison
@@ -191,15 +191,10 @@ def test_a_text_belongs_to_one_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not os.environ.get("METABAYES_DATA"), reason="no METABAYES_DATA")
 def test_no_test_alphabet_chooses_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With features that take no time, since only the names of the classes are compared."""
     monkeypatch.setenv("METABAYES_CACHE", str(tmp_path))
-
-    def one_pixel(images: np.ndarray) -> np.ndarray:
-        return images[..., 14, 14].reshape(len(images), 1)
-
-    of_omniglot = [maker for name, maker in {**TEST, **TUNING}.items() if "omniglot" in name]
-    assert [maker.func for maker in of_omniglot] == [*3 * [banks._omniglot_test], banks._omniglot_train]
-    test, tuning = banks._omniglot_test(one_pixel), banks._omniglot_train(one_pixel)
+    source_of.cache_clear()
+    test, tuning = source_of("omniglot_projected").bank, source_of("tuning_omniglot_hog").bank
+    source_of.cache_clear()
     assert len({alphabet_of(name) for name in test.class_names}) == 12
     assert not {alphabet_of(name) for name in test.class_names} & {alphabet_of(name) for name in tuning.class_names}
     assert not set(TEST) & set(TUNING)
