@@ -197,9 +197,8 @@ def test_class_means_are_scored_on_validation_classes(few_shot: Bank) -> None:
     assert PrototypeScore(few_shot.with_inputs(points), CPU)(torch.nn.Identity()) == 1.0
     noise = few_shot.with_inputs(torch.randn(len(points), 16))
     assert PrototypeScore(noise, CPU)(torch.nn.Identity()) == pytest.approx(0.2, abs=0.05)
-    assert (
-        PrototypeScore(few_shot, CPU, shot=6)(torch.nn.Identity()) is None
-    )  # 20 images per class: 6 + 15 are too many
+    # 20 images per class: 6 + 15 are too many.
+    assert PrototypeScore(few_shot, CPU, shot=6)(torch.nn.Identity()) is None
 
 
 @pytest.mark.parametrize(
