@@ -40,9 +40,8 @@ def counts(bank: Bank) -> list[dict[str, str]]:
 
 def main(composed: DictConfig, folder: Path) -> None:
     specification: Any = OmegaConf.to_container(composed.data, resolve=True)
-    settings: Any = OmegaConf.to_container(composed, resolve=False)
     try:
-        with downloads.allowed(), naming_choices(settings):
+        with downloads.allowed(), naming_choices(composed):
             data = build(specification, "data")
             _download_weights(composed)
     except KeyboardInterrupt:

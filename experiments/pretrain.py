@@ -52,7 +52,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     keep_settings(composed, folder)
     torch.set_num_threads(config.threads)
     device, specification = device_of(config.device), config.specification()["backbone"]
-    with naming_choices(dataclasses.asdict(config)):
+    with naming_choices(config):
         bank = bank_of(config)
         backbone = build(specification, "backbone", input_shape=bank.input_shape)
     if backbone.pretrained:

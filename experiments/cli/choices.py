@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 @contextlib.contextmanager
-def naming_choices(configuration: Mapping[str, Any]) -> Iterator[None]:
+def naming_choices(configuration: Any) -> Iterator[None]:
     """Context manager that explains UnknownKey errors. The new message names the choice that has set the key.
 
     For example, guide=laplace sets prior.scale, which prior=flat does not have.
 
     Args:
-        configuration: all settings of the command by group; the group `choices` has the names of data and guide.
+        configuration: all settings of the command by group, a dataclass such as Config or a composed DictConfig. The
+            group `choices` has the names of data and guide.
 
     Raises:
         UsageError: the YAML of a choice has set the unknown key. The message names this choice.
@@ -38,11 +39,14 @@ def naming_choices(configuration: Mapping[str, Any]) -> Iterator[None]:
         yield
     except UnknownKey as error:
         part, _, name = error.key.partition(".")
-        setter = _setter(configuration.get("choices", {}), part, name)
+        settings: Any = (
+            OmegaConf.to_container(configuration) if OmegaConf.is_config(configuration) else asdict(configuration)
+        )
+        setter = _setter(settings.get("choices", {}), part, name)
         choice = HydraConfig.get().runtime.choices.get(part) if HydraConfig.initialized() else None
         chosen = f"{part}={choice}" if choice else error.owner
         if not setter:
-            raise UnknownKey(error.key, error.names, chosen, named_settings(configuration)) from None
+            raise UnknownKey(error.key, error.names, chosen, named_settings(settings)) from None
         raise UsageError(
             f"{setter} sets {error.key}, which {chosen} does not have; take another {part}= or "
             f"{setter.partition('=')[0]}=, or remove the setting: ~{error.key}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def config_from(config: DictConfig) -> Config:
     """Convert the configuration that Hydra has composed to a Config."""
     value = OmegaConf.to_object(config)
     assert isinstance(value, Config)
-    with naming_choices(asdict(value)):
+    with naming_choices(value):
         _refuse_added(value)
     return value
 

@@ -7,7 +7,6 @@ into splits, the file also has the array split. The same command continues after
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def _network(config: Config) -> PretrainedNetwork:
         UsageError: the backbone is not a pretrained network.
     """
     torch.manual_seed(config.seed)  # for random weights
-    with naming_choices(dataclasses.asdict(config)):
+    with naming_choices(config):
         network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
     if not isinstance(network, PretrainedNetwork):
         given = HydraConfig.get().runtime.choices["backbone"]

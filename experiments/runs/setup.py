@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -88,7 +88,7 @@ def set_up(
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
-    with naming_choices(asdict(config)):
+    with naming_choices(config):
         check_parts(config.specification())
         data = load_data(config)
     if isinstance(data, EstimatesSettings):

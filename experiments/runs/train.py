@@ -36,7 +36,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             "expected eval.ensemble only in experiments.evaluate, got a training run; remove eval.ensemble"
         )
     if config.logger:
-        with naming_choices(dataclasses.asdict(config)):
+        with naming_choices(config):
             check(config.logger, "logger", PROVIDED["logger"])
     setup = set_up(config)
     print_notes(setup)
